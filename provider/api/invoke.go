@@ -1,0 +1,124 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/upstream"
+)
+
+// callIDHeader names a call in the caller's, the provider's and the function's logs.
+const callIDHeader = "X-Call-Id"
+
+// statusClientGone is what nginx made usual for a caller that left; nobody receives it.
+const statusClientGone = 499
+
+func init() {
+	// Call ids need to be unique, not secret: one read of random bytes for many of them.
+	uuid.EnableRandPool()
+}
+
+// invoke carries a call to its function.
+func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	s.metrics.inFlight.Inc()
+	defer s.metrics.inFlight.Dec()
+
+	header := r.Header
+	callID := header.Get(callIDHeader)
+	if callID == "" || len(callID) > 128 {
+		callID = uuid.NewString()
+		header.Set(callIDHeader, callID)
+	}
+	name, path := splitPath(r.URL.EscapedPath())
+	ref, err := backend.ParseRef(name, "")
+	if err != nil {
+		problem(w, http.StatusNotFound, callID, "there is no function "+quote(name))
+		return
+	}
+	forwarded(r)
+	target := path
+	if r.URL.RawQuery != "" {
+		target += "?" + r.URL.RawQuery
+	}
+	status, err := s.functions.Forward(ref, w, r, target, r.Host, header)
+	switch {
+	case err == nil:
+	case errors.Is(err, backend.ErrNotFound):
+		problem(w, http.StatusNotFound, callID, "there is no function "+quote(name))
+		return
+	case errors.Is(err, upstream.ErrAborted):
+		s.metrics.called(ref, http.StatusBadGateway, time.Since(start))
+		if r.Context().Err() == nil {
+			slog.Warn("a function's answer was cut short", "function", ref.String(), "call_id", callID, "error", err)
+		}
+		// Cutting the connection is the one way to say that what came is not all.
+		panic(http.ErrAbortHandler)
+	case errors.Is(err, upstream.ErrClientGone):
+		status = statusClientGone
+	case errors.Is(err, backend.ErrNotReady), errors.Is(err, backend.ErrScaledOff):
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", "1")
+		problem(w, status, callID, err.Error())
+	case errors.Is(err, upstream.ErrUnreached):
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", "1")
+		problem(w, status, callID, "function "+quote(name)+" does not accept calls at the moment; it did not get this one")
+		slog.Warn("a function cannot be reached", "function", ref.String(), "call_id", callID, "error", err)
+	default:
+		status = http.StatusBadGateway
+		problem(w, status, callID, "function "+quote(name)+" went away while it had this call; it may have run")
+		slog.Warn("a function went away during a call", "function", ref.String(), "call_id", callID, "error", err)
+	}
+	s.metrics.called(ref, status, time.Since(start))
+}
+
+// splitPath takes /function/NAME/PATH apart; what it returns as path begins with a slash.
+func splitPath(escaped string) (name, path string) {
+	rest := strings.TrimPrefix(escaped, functionPrefix)
+	name, path, _ = strings.Cut(rest, "/")
+	return name, "/" + path
+}
+
+// forwarded adds what the function could not know otherwise: who called, and by which name.
+func forwarded(r *http.Request) {
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		if before := r.Header.Get("X-Forwarded-For"); before != "" {
+			host = before + ", " + host
+		}
+		r.Header.Set("X-Forwarded-For", host)
+	}
+	if r.Header.Get("X-Forwarded-Host") == "" {
+		r.Header.Set("X-Forwarded-Host", r.Host)
+	}
+}
+
+func quote(name string) string {
+	const shown = 80
+	if len(name) > shown {
+		name = name[:shown] + "…"
+	}
+	return `"` + name + `"`
+}
+
+// problem answers with RFC 9457's form, as functions themselves do.
+func problem(w http.ResponseWriter, status int, callID, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set(callIDHeader, callID)
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(struct {
+		Type   string `json:"type"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+		CallID string `json:"call_id"`
+	}{"about:blank", http.StatusText(status), status, detail, callID})
+}

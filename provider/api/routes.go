@@ -1,0 +1,157 @@
+// Package api is the provider's HTTP surface: the routes that OpenFaaS clients and gateways call, the
+// routes for models, and the path of a function's calls.
+//
+// It translates between HTTP and a backend.Backend and decides who may call what. It keeps no state
+// of its own, starts no process and reads no bundle. The router is our own rather than
+// faas-provider's bootstrap.Serve, which leaves the namespace routes without authentication and
+// registers everything on a global.
+package api
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/registry"
+)
+
+// Route is one row of Routes.
+type Route struct {
+	Method  string // "" = any
+	Path    string // with {parameters}, as net/http.ServeMux reads it
+	Doc     string
+	handler func(*Server) http.HandlerFunc
+}
+
+// Routes is every route there is. Those below /system/ ask for credentials, the others do not.
+var Routes = []Route{
+	{"GET", "/system/functions", "Functions of a namespace (query: namespace), as deployed, with replicas and invocations.", method((*Server).listFunctions)},
+	{"POST", "/system/functions", "Deploy a new function: 202 when it is ready, 409 when it exists, 400 for a bad spec, 422 with the traceback when the model does not start.", method((*Server).createFunction)},
+	{"PUT", "/system/functions", "Update a function: 200 when the new one has taken over, 404 when there is none; when the new one fails, the old one goes on.", method((*Server).updateFunction)},
+	{"DELETE", "/system/functions", "Remove a function: 202, 404. Calls it has accepted are answered.", method((*Server).deleteFunction)},
+	{"GET", "/system/function/{name}", "One function; with usage=1 also CPU (millicores) and memory (bytes).", method((*Server).getFunction)},
+	{"POST", "/system/scale-function/{name}", "Set the number of replicas: 202 when they are there.", method((*Server).scaleFunction)},
+	{"GET", "/system/info", "Name and version of the provider.", method((*Server).info)},
+	{"GET", "/system/secrets", "Names of a namespace's secrets, never their values.", method((*Server).listSecrets)},
+	{"POST", "/system/secrets", "Create a secret: 201, 409 when it exists.", method((*Server).createSecret)},
+	{"PUT", "/system/secrets", "Replace a secret's value: 200, 404.", method((*Server).updateSecret)},
+	{"DELETE", "/system/secrets", "Delete a secret: 202, 404, 409 while a function names it.", method((*Server).deleteSecret)},
+	{"GET", "/system/logs", "A function's log as lines of JSON (query: name, namespace, instance, tail, since, follow).", method((*Server).logs)},
+	{"GET", "/system/namespaces", "Names of the namespaces.", method((*Server).listNamespaces)},
+	{"POST", "/system/namespace/", "Create the namespace that the body names: 201, 409.", method((*Server).createNamespace)},
+	{"GET", "/system/namespace/{name}", "One namespace with its labels and annotations.", method((*Server).getNamespace)},
+	{"POST", "/system/namespace/{name}", "Create a namespace: 201, 409.", method((*Server).createNamespace)},
+	{"PUT", "/system/namespace/{name}", "Replace a namespace's labels and annotations: 202, 404.", method((*Server).updateNamespace)},
+	{"DELETE", "/system/namespace/{name}", "Delete a namespace and its secrets: 202, 404, 409 while it has functions.", method((*Server).deleteNamespace)},
+	{"GET", "/system/models", "Every model with its versions.", method((*Server).listModels)},
+	{"GET", "/system/models/{name}", "One model with its versions, the one pushed last first.", method((*Server).getModel)},
+	{"PUT", "/system/models/{name}", "Push a bundle as a zip: 201 new, 200 the same content again, 409 a label with other content, 400 or 413 refused.", method((*Server).pushModel)},
+	{"DELETE", "/system/models/{name}/versions/{version}", "Delete a version: 202, 404, 409 while a function runs it.", method((*Server).deleteVersion)},
+	{"", functionPrefix + "{name}", "Call a function, as NAME or NAME.NAMESPACE.", method((*Server).invoke)},
+	{"", functionPrefix + "{name}/{path...}", "Call a function with a path of its own.", method((*Server).invoke)},
+	{"GET", "/healthz", "200 while the provider serves.", method((*Server).healthz)},
+	{"GET", "/metrics", "Prometheus metrics.", func(s *Server) http.HandlerFunc {
+		return promhttp.HandlerFor(s.gatherer, promhttp.HandlerOpts{}).ServeHTTP
+	}},
+}
+
+func method(h func(*Server, http.ResponseWriter, *http.Request)) func(*Server) http.HandlerFunc {
+	return func(s *Server) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { h(s, w, r) }
+	}
+}
+
+// Models is what the API needs of a registry.
+type Models interface {
+	Push(ctx context.Context, name string, zip io.Reader) (registry.Version, bool, error)
+	List() ([]registry.Model, error)
+	Get(name string) (registry.Model, error)
+	Delete(name, version string) error
+	InUse(name, version string) bool
+}
+
+// Functions is where calls go; see process.Backend.Forward.
+type Functions interface {
+	Forward(ref backend.Ref, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error)
+}
+
+// Options are what a Server is made of.
+type Options struct {
+	Backend     backend.Backend
+	Functions   Functions
+	Models      Models
+	Credentials *Credentials // nil: /system asks for none
+	// BehindGateway makes /system/info answer a gateway rather than a client.
+	BehindGateway bool
+	Version       string
+	Metrics       *prometheus.Registry
+}
+
+// Server answers every route. Use New.
+type Server struct {
+	backend       backend.Backend
+	functions     Functions
+	models        Models
+	behindGateway bool
+	version       string
+	gatherer      prometheus.Gatherer
+	metrics       *metrics
+	system        http.Handler
+}
+
+// New returns a Server whose metrics are in o.Metrics.
+func New(o Options) *Server {
+	s := &Server{
+		backend:       o.Backend,
+		functions:     o.Functions,
+		models:        o.Models,
+		behindGateway: o.BehindGateway,
+		version:       o.Version,
+		gatherer:      o.Metrics,
+		metrics:       newMetrics(o.Metrics),
+	}
+	mux := http.NewServeMux()
+	for _, route := range Routes {
+		pattern := strings.TrimSpace(route.Method + " " + route.Path)
+		if route.Path == "/system/namespace/" {
+			pattern += "{$}"
+		}
+		mux.HandleFunc(pattern, route.handler(s))
+	}
+	s.system = s.metrics.observe(mux)
+	if o.Credentials != nil {
+		s.system = o.Credentials.require("/system", s.system)
+	}
+	return s
+}
+
+const functionPrefix = "/function/"
+
+// ServeHTTP implements http.Handler. Calls of functions do not pass the mux: it would answer a path
+// that is not in its shortest form with a redirect, which a function's path may well be.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, functionPrefix) {
+		s.invoke(w, r)
+		return
+	}
+	s.system.ServeHTTP(w, r)
+}
+
+// HTTPServer returns a net/http server for the handler with limits on everything a client can hold
+// open. read and write are 0 for no limit.
+func HTTPServer(h http.Handler, read, write time.Duration) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       read,
+		WriteTimeout:      write,
+		IdleTimeout:       3 * time.Minute,
+		MaxHeaderBytes:    256 << 10,
+	}
+}

@@ -1,0 +1,313 @@
+// Package process runs functions as children of the provider: one fwatchdog a function, on Unix
+// sockets in a private directory, with a user and a control group of its own where the provider may
+// make them.
+//
+// What is to be kept is in the database before a call is answered; everything else (processes,
+// sockets, secrets' files, control groups) is made from it, so a provider that is killed at any
+// instant comes back with the same functions. No HTTP routes and no bundle rules may enter here.
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/config"
+)
+
+// Backend implements backend.Backend.
+type Backend struct {
+	config       *config.Config
+	models       backend.Models
+	store        store
+	runDir       string
+	fwatchdog    string
+	environments *environments
+	cgroups      *cgroups
+	launcher     *launcher
+	alive        context.Context // ends with Close; deployments outlive the request that asked for them
+	end          context.CancelFunc
+
+	mu        sync.RWMutex
+	functions map[backend.Ref]*function
+	journals  map[backend.Ref]*journal
+	uids      map[int]bool // taken
+
+	names      sync.Mutex // held to change a secret or namespace, and to make a function rely on one
+	background sync.WaitGroup
+}
+
+var _ backend.Backend = (*Backend)(nil)
+
+// startsAtOnce bounds how many functions start together when the provider comes back: each start
+// loads a model.
+const startsAtOnce = 4
+
+// Open returns a backend with every stored function started or being started. It does not wait until
+// they are ready.
+func Open(ctx context.Context, cfg *config.Config, db *bbolt.DB, models backend.Models) (*Backend, error) {
+	b := &Backend{
+		config:    cfg,
+		models:    models,
+		functions: map[backend.Ref]*function{},
+		journals:  map[backend.Ref]*journal{},
+		uids:      map[int]bool{},
+	}
+	b.alive, b.end = context.WithCancel(context.Background())
+	var err error
+	if b.store, err = openStore(db); err != nil {
+		return nil, err
+	}
+	if err := b.prepareDirs(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.ensureDefaultNamespace(); err != nil {
+		return nil, err
+	}
+	b.cgroups = openCgroups(b.shortName())
+	b.launcher = newLauncher()
+	if err := b.restore(); err != nil {
+		return nil, errors.Join(err, b.Close(ctx))
+	}
+	return b, nil
+}
+
+// shortName tells the providers of one machine apart.
+func (b *Backend) shortName() string {
+	h := fnv.New32a()
+	h.Write([]byte(b.config.DataDir))
+	return fmt.Sprintf("%08x", h.Sum32())
+}
+
+// prepareDirs makes the directories, empties those whose content does not outlive the provider, and
+// checks that functions' users get where they must.
+func (b *Backend) prepareDirs(ctx context.Context) error {
+	id := builder(b.config.UIDRange)
+	if err := id.canReach(b.config.DataDir); err != nil {
+		return fmt.Errorf("data_dir cannot hold functions, which have users of their own: %w; choose another data_dir or open that directory with chmod o+x", err)
+	}
+	b.runDir = filepath.Join(b.config.DataDir, "run")
+	longest := filepath.Join(b.runDir, "01234567", functionSocket)
+	if len(longest) > maxSocketPath {
+		b.runDir = filepath.Join(os.TempDir(), fmt.Sprintf("faas-predict-%d-%s", os.Geteuid(), b.shortName()))
+		slog.Info("data_dir's path is too long for sockets; they are elsewhere", "directory", b.runDir)
+	}
+	if err := os.RemoveAll(b.runDir); err != nil {
+		return fmt.Errorf("clear run directory: %w", err)
+	}
+	envs, bin := filepath.Join(b.config.DataDir, "envs"), filepath.Join(b.config.DataDir, "bin")
+	for _, dir := range []string{b.runDir, envs, bin} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+		if err := os.Chmod(dir, 0o711); err != nil { // MkdirAll obeyed the umask
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	if err := b.findFwatchdog(id, bin); err != nil {
+		return err
+	}
+	if err := sweepEnvironments(envs); err != nil {
+		return fmt.Errorf("clear unfinished environments: %w", err)
+	}
+	py, err := findPython(ctx, b.config.Python, id)
+	if err != nil {
+		return err
+	}
+	slog.Info("models run on", "python", py.path, "version", py.version)
+	b.environments = &environments{dir: envs, python: py, id: id}
+	return nil
+}
+
+// findFwatchdog settles which fwatchdog runs: the configured one, the one beside this program, or
+// the one on PATH; a copy of it where functions' users may not run the file itself.
+func (b *Backend) findFwatchdog(id identity, bin string) error {
+	path := b.config.FwatchdogPath
+	if path == "" {
+		if self, err := os.Executable(); err == nil {
+			beside := filepath.Join(filepath.Dir(self), "fwatchdog")
+			if _, err := os.Stat(beside); err == nil {
+				path = beside
+			}
+		}
+	}
+	if path == "" {
+		path = "fwatchdog"
+	}
+	found, err := exec.LookPath(path)
+	if err != nil {
+		return fmt.Errorf("fwatchdog not found beside this program or on PATH: put it there or set fwatchdog_path: %w", err)
+	}
+	if found, err = filepath.Abs(found); err != nil {
+		return err
+	}
+	if reason := id.canRun(found); reason != nil {
+		copied := filepath.Join(bin, "fwatchdog")
+		slog.Info("functions run a copy of fwatchdog", "copy", copied, "because", reason.Error())
+		if err := copyProgram(found, copied); err != nil {
+			return fmt.Errorf("copy fwatchdog for functions' users: %w", err)
+		}
+		found = copied
+	}
+	b.fwatchdog = found
+	return nil
+}
+
+// sweepEnvironments removes what was not finished.
+func sweepEnvironments(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if _, err := os.Stat(filepath.Join(path, completeMarker)); errors.Is(err, os.ErrNotExist) {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// restore starts what the database holds. A function that cannot start stays known and is tried
+// again and again; it must not keep the others from starting.
+func (b *Backend) restore() error {
+	records, err := b.store.functions()
+	if err != nil {
+		return err
+	}
+	starts := new(errgroup.Group)
+	starts.SetLimit(startsAtOnce)
+	var pending []func() error
+	for _, r := range records {
+		f := b.claim(r.ref())
+		f.record.Store(r)
+		b.unclaim(f)
+		if r.UID != 0 {
+			b.uids[r.UID] = true
+		}
+		m, err := b.models.Pin(r.Model, r.Version)
+		if err != nil {
+			return fmt.Errorf("function %s runs a version that is gone: %w", r.ref(), err)
+		}
+		f.release = m.Release
+		if r.Replicas > 0 {
+			f.change.Lock() // held until it is started once: changes wait, calls get "not ready"
+			pending = append(pending, func() error {
+				defer f.change.Unlock()
+				b.resume(f, r, m)
+				return nil
+			})
+		}
+	}
+	b.background.Go(func() {
+		for _, start := range pending {
+			starts.Go(start)
+		}
+		_ = starts.Wait()
+	})
+	return nil
+}
+
+// resume starts a stored function and, when that fails, leaves it to be tried again.
+func (b *Backend) resume(f *function, r *record, m backend.Model) {
+	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
+	defer cancel()
+	log := b.journal(f.ref)
+	l, err := b.plan(ctx, r.Spec, m, identity{r.UID}, log)
+	if err != nil {
+		log.add(f.ref.Name, "provider: function cannot be started: "+err.Error())
+		slog.Error("function cannot be started", "function", f.ref.String(), "error", err)
+		return
+	}
+	g, err := b.begin(ctx, l, r.Replicas, log)
+	if b.alive.Err() != nil {
+		return
+	}
+	if err != nil {
+		log.add(f.ref.Name, "provider: function cannot be started yet: "+err.Error())
+		slog.Error("function cannot be started yet", "function", f.ref.String(), "error", err)
+		g = b.supervise(l, r.Replicas, log, nil)
+	}
+	f.generation.Store(g)
+	slog.Info("function is back", "function", f.ref.String(), "version", r.Version, "replicas", r.Replicas)
+}
+
+// journal returns the function's log, a new one if need be.
+func (b *Backend) journal(ref backend.Ref) *journal {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	j := b.journals[ref]
+	if j == nil {
+		b.trimJournals()
+		j = newJournal(ref.Name, ref.Namespace, b.config.LogBufferBytes)
+		b.journals[ref] = j
+	}
+	return j
+}
+
+// trimJournals bounds the logs that are kept of deployments that failed and were never repeated.
+func (b *Backend) trimJournals() {
+	const kept = 64
+	if len(b.journals) < len(b.functions)+kept {
+		return
+	}
+	for ref, j := range b.journals {
+		if b.functions[ref] == nil {
+			j.close()
+			delete(b.journals, ref)
+		}
+	}
+}
+
+// EndStreams ends the log streams that are open, which nothing else would end.
+func (b *Backend) EndStreams() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, j := range b.journals {
+		j.close()
+	}
+}
+
+// Close implements backend.Backend.
+func (b *Backend) Close(ctx context.Context) error {
+	timeout := b.config.DrainTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, max(0, time.Until(deadline)))
+	}
+	b.end()
+	b.mu.Lock()
+	functions := make([]*function, 0, len(b.functions))
+	for _, f := range b.functions {
+		functions = append(functions, f)
+	}
+	b.mu.Unlock()
+	b.EndStreams()
+	var all sync.WaitGroup
+	for _, f := range functions {
+		all.Go(func() {
+			f.change.Lock()
+			defer f.change.Unlock()
+			if g := f.generation.Swap(nil); g != nil {
+				g.retire(timeout)
+			}
+		})
+	}
+	all.Wait()
+	b.background.Wait()
+	b.launcher.close()
+	b.cgroups.close()
+	return nil
+}

@@ -1,0 +1,154 @@
+package process
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"sort"
+
+	"github.com/openfaas/faas-provider/types"
+
+	"github.com/faas-predict/faas-predict/provider/backend"
+)
+
+// secretName is what Kubernetes allows: it becomes a file's name.
+var secretName = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`)
+
+// maxSecretBytes is Kubernetes' limit too.
+const maxSecretBytes = 1 << 20
+
+func checkSecretName(name string) error {
+	if secretName.MatchString(name) {
+		return nil
+	}
+	return fmt.Errorf("%w secret name %.80q: use 1 to 253 of a-z, 0-9, - and ., with a letter or digit at both ends", backend.ErrInvalid, name)
+}
+
+// storedSecret is a secret's record. The database file can be read by the provider's user only.
+type storedSecret struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	Value     []byte `json:"value"`
+}
+
+// checkSecret fills in the namespace and returns the value.
+func (b *Backend) checkSecret(s *types.Secret) ([]byte, error) {
+	if s.Namespace == "" {
+		s.Namespace = backend.DefaultNamespace
+	}
+	if err := checkSecretName(s.Name); err != nil {
+		return nil, err
+	}
+	if err := b.checkNamespace(s.Namespace); err != nil {
+		return nil, err
+	}
+	value := s.RawValue
+	if s.Value != "" {
+		value = []byte(s.Value)
+	}
+	if len(value) > maxSecretBytes {
+		return nil, fmt.Errorf("%w secret %s: it has %d bytes, %d are allowed", backend.ErrInvalid, s.Name, len(value), maxSecretBytes)
+	}
+	return value, nil
+}
+
+func (b *Backend) secretValue(namespace, name string) ([]byte, error) {
+	var s storedSecret
+	err := b.store.get(secretsBucket, storeKey(namespace, name), &s)
+	if errors.Is(err, errNoRecord) {
+		return nil, fmt.Errorf("secret %s in namespace %s %w", name, namespace, backend.ErrNotFound)
+	}
+	return s.Value, err
+}
+
+// ListSecrets implements backend.Secrets.
+func (b *Backend) ListSecrets(_ context.Context, namespace string) ([]types.Secret, error) {
+	if namespace == "" {
+		namespace = backend.DefaultNamespace
+	}
+	if err := b.checkNamespace(namespace); err != nil {
+		return nil, err
+	}
+	out := []types.Secret{}
+	err := b.store.each(secretsBucket, func(raw []byte) error {
+		var s storedSecret
+		if err := json.Unmarshal(raw, &s); err != nil {
+			return err
+		}
+		if s.Namespace == namespace {
+			out = append(out, types.Secret{Name: s.Name, Namespace: s.Namespace})
+		}
+		return nil
+	})
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out, err
+}
+
+// CreateSecret implements backend.Secrets.
+func (b *Backend) CreateSecret(_ context.Context, s types.Secret) error {
+	b.names.Lock()
+	defer b.names.Unlock()
+	value, err := b.checkSecret(&s)
+	if err != nil {
+		return err
+	}
+	if _, err := b.secretValue(s.Namespace, s.Name); err == nil {
+		return fmt.Errorf("secret %s in namespace %s %w", s.Name, s.Namespace, backend.ErrExists)
+	} else if !errors.Is(err, backend.ErrNotFound) {
+		return err
+	}
+	return b.store.put(secretsBucket, storeKey(s.Namespace, s.Name), storedSecret{s.Name, s.Namespace, value})
+}
+
+// UpdateSecret implements backend.Secrets. Running functions find the new value in their file at
+// once; a model that read the old one in init keeps it until it is deployed again.
+func (b *Backend) UpdateSecret(_ context.Context, s types.Secret) error {
+	b.names.Lock()
+	defer b.names.Unlock()
+	value, err := b.checkSecret(&s)
+	if err != nil {
+		return err
+	}
+	if _, err := b.secretValue(s.Namespace, s.Name); err != nil {
+		return err
+	}
+	if err := b.store.put(secretsBucket, storeKey(s.Namespace, s.Name), storedSecret{s.Name, s.Namespace, value}); err != nil {
+		return err
+	}
+	for _, f := range b.in(s.Namespace) {
+		g := f.generation.Load()
+		if g == nil || !slices.Contains(g.launch.secrets, s.Name) {
+			continue
+		}
+		if i := g.current.Load(); i != nil {
+			if err := writeSecret(i.dir, s.Name, value, g.launch.id); err != nil {
+				slog.Warn("a function keeps the old value of a secret", "function", f.ref.String(), "secret", s.Name, "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// DeleteSecret implements backend.Secrets. A secret that a function names stays: without it the
+// function could not be started again.
+func (b *Backend) DeleteSecret(_ context.Context, name, namespace string) error {
+	b.names.Lock()
+	defer b.names.Unlock()
+	s := types.Secret{Name: name, Namespace: namespace}
+	if _, err := b.checkSecret(&s); err != nil {
+		return err
+	}
+	if _, err := b.secretValue(s.Namespace, s.Name); err != nil {
+		return err
+	}
+	for _, f := range b.in(s.Namespace) {
+		if r := f.record.Load(); r != nil && slices.Contains(r.Spec.Secrets, name) {
+			return fmt.Errorf("secret %s is %w by function %s", name, backend.ErrInUse, f.ref)
+		}
+	}
+	return b.store.delete(secretsBucket, storeKey(s.Namespace, s.Name))
+}

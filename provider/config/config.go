@@ -1,0 +1,229 @@
+// Package config reads the settings of `faas-predict serve`: environment variables with the names that
+// OpenFaaS providers use, where they have one, and the same settings as flags.
+//
+// Every setting is a row of Settings, so that the help text, the flags and the documentation come
+// from one table. Nothing here opens a file or a socket.
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+)
+
+// Setting is one row of Settings.
+type Setting struct {
+	Name    string // environment variable; the flag is the same with - for _
+	Default string // as a person would write it; "" means off or derived, see Doc
+	Doc     string // one or two sentences: meaning and unit
+	apply   func(c *Config, value string) error
+}
+
+// Flag is the setting's name on the command line.
+func (s Setting) Flag() string { return strings.ReplaceAll(s.Name, "_", "-") }
+
+// UIDRange is the closed range that functions' user ids come from when the provider runs as root.
+type UIDRange struct{ First, Last int }
+
+// Config is what serve runs with. A zero duration means no limit unless the field says otherwise.
+type Config struct {
+	Port                int
+	ListenAddress       string
+	DataDir             string
+	Backend             string
+	FwatchdogPath       string // "" = beside the provider's binary, then PATH
+	BasicAuth           bool
+	SecretMountPath     string // "" = admin below DataDir, generated when empty
+	ReadTimeout         time.Duration
+	WriteTimeout        time.Duration
+	MaxIdleConns        int // to one function
+	DeployTimeout       time.Duration
+	DrainTimeout        time.Duration
+	MaxModelBytes       int64
+	MaxReplicas         uint64
+	LogBufferBytes      int
+	UIDRange            UIDRange
+	Python              string // "" = python3 on PATH
+	BehindGateway       bool
+	LogFormat, LogLevel string
+}
+
+// Settings is every setting of serve, in the order that help shows them.
+var Settings = []Setting{
+	{"port", "8080", "TCP port of the API and of the functions.", func(c *Config, v string) (err error) {
+		c.Port, err = integer(v, 0, 65535)
+		return err
+	}},
+	{"listen_address", "", "Address to listen on, for example 127.0.0.1. Default: every address.", func(c *Config, v string) error {
+		c.ListenAddress = v
+		return nil
+	}},
+	{"data_dir", defaultDataDir(), "Directory that holds all state: models, functions, secrets, environments. One provider at a time.", func(c *Config, v string) (err error) {
+		if v == "" {
+			return fmt.Errorf("must name a directory")
+		}
+		c.DataDir, err = filepath.Abs(v)
+		return err
+	}},
+	{"backend", "process", "What runs the functions. Only process: children of this provider on Unix sockets.", func(c *Config, v string) error {
+		if v != "process" {
+			return fmt.Errorf("is %q, but this build runs functions only as processes: use process", v)
+		}
+		c.Backend = v
+		return nil
+	}},
+	{"fwatchdog_path", "", "The fwatchdog program. Default: beside this program, then on PATH.", func(c *Config, v string) error {
+		c.FwatchdogPath = v
+		return nil
+	}},
+	{"basic_auth", "true", "Ask for user and password on every /system route: true or false.", func(c *Config, v string) (err error) {
+		c.BasicAuth, err = boolean(v)
+		return err
+	}},
+	{"secret_mount_path", "", "Directory with the files basic-auth-user and basic-auth-password. Default: admin below data_dir, where a password is generated at the first start.", func(c *Config, v string) error {
+		c.SecretMountPath = v
+		return nil
+	}},
+	{"read_timeout", "0s", "Longest time to read one request, body included. 0s: no limit, so that long uploads and streams pass; headers must always come within 10s.", func(c *Config, v string) (err error) {
+		c.ReadTimeout, err = duration(v)
+		return err
+	}},
+	{"write_timeout", "0s", "Longest time until an answer is written. 0s: no limit; a function's own exec_timeout rules. Log streams are exempt.", func(c *Config, v string) (err error) {
+		c.WriteTimeout, err = duration(v)
+		return err
+	}},
+	{"max_idle_conns", "1024", "Idle connections kept open to one function.", func(c *Config, v string) (err error) {
+		c.MaxIdleConns, err = integer(v, 1, 1<<20)
+		return err
+	}},
+	{"deploy_timeout", "10m", "Longest time a deployment may take, from building its Python environment to being ready.", func(c *Config, v string) (err error) {
+		c.DeployTimeout, err = duration(v)
+		return err
+	}},
+	{"drain_timeout", "60s", "How long a replaced or removed function may finish what it has accepted.", func(c *Config, v string) (err error) {
+		c.DrainTimeout, err = duration(v)
+		return err
+	}},
+	{"max_model_bytes", "2147483648", "Largest zip that a push may send, in bytes.", func(c *Config, v string) error {
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil || n < 1 {
+			return fmt.Errorf("is %q, want a positive number of bytes", v)
+		}
+		c.MaxModelBytes = n
+		return nil
+	}},
+	{"max_replicas", "256", "Most replicas (workers) that one function may have.", func(c *Config, v string) error {
+		n, err := integer(v, 1, 1<<20)
+		c.MaxReplicas = uint64(n)
+		return err
+	}},
+	{"log_buffer_bytes", "1048576", "Log text kept per function, in bytes; the oldest lines go first. Logs are in memory and start anew with the provider.", func(c *Config, v string) (err error) {
+		c.LogBufferBytes, err = integer(v, 4096, 1<<30)
+		return err
+	}},
+	{"uid_range", "50000-59999", "When the provider runs as root, each function runs as a user id of its own from this range; the first one builds Python environments.", func(c *Config, v string) (err error) {
+		c.UIDRange, err = uidRange(v)
+		return err
+	}},
+	{"python", "", "Python 3 that models without a requirements.txt run on and environments are made from. Default: python3 on PATH, or /usr/bin/python3 where a function's user may not run that.", func(c *Config, v string) error {
+		c.Python = v
+		return nil
+	}},
+	{"behind_gateway", "false", "true: /system/info answers in the form that an OpenFaaS gateway reads from its provider; false: in the form that clients read from a gateway.", func(c *Config, v string) (err error) {
+		c.BehindGateway, err = boolean(v)
+		return err
+	}},
+	{"log_format", "text", "The provider's own log lines on stderr: text or json.", func(c *Config, v string) error {
+		return oneOf(&c.LogFormat, v, "text", "json")
+	}},
+	{"log_level", "info", "Least level of the provider's own log lines: debug, info, warn or error.", func(c *Config, v string) error {
+		return oneOf(&c.LogLevel, v, "debug", "info", "warn", "error")
+	}},
+}
+
+// Read fills a Config from the settings' values; lookup gives "" for a setting that is not given.
+// The error names the setting and the rule.
+func Read(lookup func(name string) string) (*Config, error) {
+	c := &Config{}
+	for _, s := range Settings {
+		value := lookup(s.Name)
+		if value == "" {
+			value = s.Default
+		}
+		if err := s.apply(c, value); err != nil {
+			return nil, fmt.Errorf("setting %s %w", s.Name, err)
+		}
+	}
+	if c.SecretMountPath == "" {
+		c.SecretMountPath = c.AdminDir()
+	}
+	return c, nil
+}
+
+// AdminDir is where the provider keeps the credentials that it generates.
+func (c *Config) AdminDir() string { return filepath.Join(c.DataDir, "admin") }
+
+// defaultDataDir follows the file system hierarchy for root and the XDG base directories for others.
+func defaultDataDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/faas-predict"
+	}
+	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
+		return filepath.Join(state, "faas-predict")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "faas-predict-data"
+	}
+	return filepath.Join(home, ".local", "state", "faas-predict")
+}
+
+func integer(v string, least, most int) (int, error) {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("is %q, want a whole number from %d to %d", v, least, most)
+	}
+	return n, nil
+}
+
+func boolean(v string) (bool, error) {
+	if v != "true" && v != "false" {
+		return false, fmt.Errorf("is %q, want true or false", v)
+	}
+	return v == "true", nil
+}
+
+// duration takes what OpenFaaS providers take: a Go duration, or a whole number of seconds.
+func duration(v string) (time.Duration, error) {
+	const invalid = -1
+	d := types.ParseIntOrDurationValue(v, invalid)
+	if d < 0 {
+		return 0, fmt.Errorf("is %q, want a duration such as 90s or a number of seconds", v)
+	}
+	return d, nil
+}
+
+func uidRange(v string) (UIDRange, error) {
+	first, last, found := strings.Cut(v, "-")
+	a, errA := strconv.Atoi(first)
+	b, errB := strconv.Atoi(last)
+	if !found || errA != nil || errB != nil || a < 1000 || b <= a || b > 1<<31-2 {
+		return UIDRange{}, fmt.Errorf("is %q, want FIRST-LAST with 1000 or more as FIRST", v)
+	}
+	return UIDRange{a, b}, nil
+}
+
+func oneOf(field *string, v string, allowed ...string) error {
+	for _, a := range allowed {
+		if v == a {
+			*field = v
+			return nil
+		}
+	}
+	return fmt.Errorf("is %q, want one of %s", v, strings.Join(allowed, ", "))
+}

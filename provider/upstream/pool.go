@@ -1,0 +1,137 @@
+// Package upstream carries an HTTP request to a process of this machine and its answer back.
+//
+// It is our own HTTP/1.1 client because net/http's Transport reads and writes each connection in
+// goroutines of its own: two hand-overs a call, which costs more than everything else on this path.
+// Here the caller's goroutine writes the request and reads the answer on a pooled Unix-socket
+// connection. Only bodies too large to buffer get a second goroutine, because then both directions
+// stream at once.
+//
+// No function, name or route may enter here: a Pool knows one socket.
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ErrClosed is what a Pool's calls give after Close.
+var ErrClosed = errors.New("upstream pool closed")
+
+const (
+	readBufferBytes  = 8 << 10
+	writeBufferBytes = 4 << 10
+	dialTimeout      = 5 * time.Second
+)
+
+// Pool holds the idle connections to one socket.
+type Pool struct {
+	socket  string
+	maxIdle int
+
+	mu     sync.Mutex
+	idle   []*conn // the last one was used last
+	closed bool
+}
+
+// NewPool returns a Pool for the Unix socket at the path socket that keeps at most maxIdle idle
+// connections. It opens none yet.
+func NewPool(socket string, maxIdle int) *Pool {
+	return &Pool{socket: socket, maxIdle: maxIdle}
+}
+
+// Close closes the idle connections, and those in use when their call ends. Safe to call twice.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle, p.closed = nil, true
+	p.mu.Unlock()
+	for _, c := range idle {
+		c.Close()
+	}
+}
+
+type conn struct {
+	*net.UnixConn
+	raw    syscall.RawConn
+	r      *bufio.Reader
+	w      *bufio.Writer
+	reused bool
+}
+
+// get returns an idle connection that its peer has not closed, or a new one.
+func (p *Pool) get(ctx context.Context) (*conn, error) {
+	for {
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return nil, ErrClosed
+		}
+		n := len(p.idle)
+		if n == 0 {
+			p.mu.Unlock()
+			return p.dial(ctx)
+		}
+		c := p.idle[n-1]
+		p.idle = p.idle[:n-1]
+		p.mu.Unlock()
+		if c.quiet() {
+			c.reused = true
+			return c, nil
+		}
+		c.Close()
+	}
+}
+
+// dial opens a connection of its own, whatever is idle.
+func (p *Pool) dial(ctx context.Context) (*conn, error) {
+	dialer := net.Dialer{Timeout: dialTimeout}
+	nc, err := dialer.DialContext(ctx, "unix", p.socket)
+	if err != nil {
+		return nil, fmt.Errorf("connect to function: %w", err)
+	}
+	uc := nc.(*net.UnixConn)
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		uc.Close()
+		return nil, fmt.Errorf("connect to function: %w", err)
+	}
+	return &conn{
+		UnixConn: uc,
+		raw:      raw,
+		r:        bufio.NewReaderSize(uc, readBufferBytes),
+		w:        bufio.NewWriterSize(uc, writeBufferBytes),
+	}, nil
+}
+
+// put makes the connection idle again. Its last answer must have been read to the end.
+func (p *Pool) put(c *conn) {
+	if c.r.Buffered() == 0 {
+		p.mu.Lock()
+		if !p.closed && len(p.idle) < p.maxIdle {
+			p.idle = append(p.idle, c)
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+	}
+	c.Close()
+}
+
+// quiet reports whether an idle connection is still open with nothing to read: bytes that nobody
+// asked for would be taken for the next answer.
+func (c *conn) quiet() bool {
+	open := false
+	err := c.raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		open = errors.Is(err, syscall.EAGAIN)
+		return true
+	})
+	return err == nil && open
+}

@@ -63,9 +63,8 @@ func newWorker(z *Zygote, id uint64, slot int) (*Worker, error) {
 	}
 	for _, f := range []*os.File{w.in, w.out} {
 		// Unprivileged processes have a budget for this; without it the pipe is only smaller.
-		_, _ = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, pipeBytes)
-		if err := unix.SetNonblock(int(f.Fd()), true); err != nil {
-			return fail(fmt.Errorf("open the worker's channel: %w", err))
+		if conn, err := f.SyscallConn(); err == nil {
+			_ = conn.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeBytes) })
 		}
 	}
 	for _, stream := range []string{"stdout", "stderr"} {

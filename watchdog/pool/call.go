@@ -1,0 +1,134 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Why a call got no answer. Each is the caller's to map to a status.
+var (
+	// ErrFull: the queue has no room; nothing was begun, and the call may be tried again.
+	ErrFull = errors.New("the queue is full")
+	// ErrDraining: the pool finishes what it has and takes nothing new.
+	ErrDraining = errors.New("the function is shutting down")
+	// ErrTimeout: the call's deadline passed, in the queue or in predict.
+	ErrTimeout = errors.New("the deadline passed")
+)
+
+// NotReadyError: there is no model to ask yet, or no more. Reason is for people.
+type NotReadyError struct{ Reason string }
+
+func (e *NotReadyError) Error() string { return e.Reason }
+
+// CrashError: the worker died while it answered this call.
+type CrashError struct{ Reason string }
+
+func (e *CrashError) Error() string {
+	return "the worker died on this request: " + e.Reason
+}
+
+// RaisedError: predict raised.
+type RaisedError struct{ Type, Message, Traceback string }
+
+func (e *RaisedError) Error() string { return e.Type + ": " + e.Message }
+
+// NotStringError: predict returned something that is not a string.
+type NotStringError struct{ Returned string }
+
+func (e *NotStringError) Error() string {
+	return "predict must return a string; it returned " + e.Returned
+}
+
+// Call is one request under way.
+type Call struct {
+	id       uint64 // on the wire; 0 while queued
+	body     []byte
+	tag      string
+	arrived  time.Time
+	deadline time.Time // zero: none
+	done     chan struct{}
+
+	// Guarded by the pool's lock until done is signalled.
+	prev, next *Call // neighbours in the queue
+	queued     bool
+	grouped    bool // sent with others to one predict_batch
+	alone      bool // must not be sent with others again: such a batch died
+	answered   bool
+
+	answer  []byte
+	err     error
+	predict time.Duration
+	total   time.Duration
+}
+
+// Answer is what predict gave.
+type Answer struct {
+	Body []byte
+	// Queue and Predict are how long the call waited and how long predict took.
+	Queue, Predict time.Duration
+}
+
+func (c *Call) finish(answer []byte, err error, predict time.Duration) {
+	c.answered = true
+	c.answer, c.err, c.predict = answer, err, predict
+	c.total = time.Since(c.arrived)
+	c.done <- struct{}{}
+}
+
+func (c *Call) result() (Answer, error) {
+	if c.err != nil {
+		return Answer{Queue: max(0, c.total-c.predict), Predict: c.predict}, c.err
+	}
+	return Answer{Body: c.answer, Queue: max(0, c.total-c.predict), Predict: c.predict}, nil
+}
+
+func (c *Call) expired(now time.Time) bool {
+	return !c.deadline.IsZero() && now.After(c.deadline)
+}
+
+// callQueue is a FIFO from whose middle a call can leave.
+type callQueue struct {
+	head, tail *Call
+	length     int
+}
+
+func (q *callQueue) pushBack(c *Call) {
+	c.prev, c.next, c.queued = q.tail, nil, true
+	if q.tail != nil {
+		q.tail.next = c
+	} else {
+		q.head = c
+	}
+	q.tail = c
+	q.length++
+}
+
+func (q *callQueue) pushFront(c *Call) {
+	c.prev, c.next, c.queued = nil, q.head, true
+	if q.head != nil {
+		q.head.prev = c
+	} else {
+		q.tail = c
+	}
+	q.head = c
+	q.length++
+}
+
+func (q *callQueue) remove(c *Call) {
+	if !c.queued {
+		panic(fmt.Sprintf("pool: call %d is not queued", c.id))
+	}
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		q.head = c.next
+	}
+	if c.next != nil {
+		c.next.prev = c.prev
+	} else {
+		q.tail = c.prev
+	}
+	c.prev, c.next, c.queued = nil, nil, false
+	q.length--
+}

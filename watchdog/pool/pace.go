@@ -1,0 +1,39 @@
+package pool
+
+import "time"
+
+// Look-ahead: a worker may be sent more than one call at a time only while predict is so short that
+// handing calls over one by one would cost more than predict itself.
+const (
+	// aheadBelow is the predict time above which a worker is given one call at a time.
+	aheadBelow = 100 * time.Microsecond
+	// aheadBudget is how much predict time may lie ahead of a worker.
+	aheadBudget = 250 * time.Microsecond
+	// aheadCalls and aheadBytes bound it further; what lies ahead must fit in the pipe.
+	aheadCalls = 64
+	aheadBytes = 64 << 10
+)
+
+// pace is the measured time of predict: quick to believe that it got slower, slow to believe that it
+// got faster, since a call sent too early may have to wait behind a slow one.
+type pace struct{ mean float64 } // nanoseconds; 0: nothing measured
+
+func (p *pace) measured(d time.Duration) {
+	sample := max(float64(d), 1)
+	switch {
+	case p.mean == 0:
+		p.mean = sample
+	case sample > 4*p.mean && sample > float64(aheadBelow):
+		p.mean += (sample - p.mean) / 4
+	default:
+		p.mean += (sample - p.mean) / 64
+	}
+}
+
+// ahead is how many calls a worker may have at once.
+func (p *pace) ahead() int {
+	if p.mean == 0 || p.mean > float64(aheadBelow) {
+		return 1
+	}
+	return min(max(int(float64(aheadBudget)/p.mean), 1), aheadCalls)
+}

@@ -1,0 +1,486 @@
+// Package pool decides which worker answers which request: one bounded FIFO queue, workers that take
+// from its head, deadlines, and the replacement of workers that die.
+//
+// It knows frames and workers, not HTTP: statuses, headers and bodies stay in package server.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/faas-predict/faas-predict/watchdog/model"
+	"github.com/faas-predict/faas-predict/watchdog/runner"
+)
+
+// Config of a pool.
+type Config struct {
+	Runner runner.Config
+	// Workers is how many to keep alive, 1 to runner.MaxWorkers.
+	Workers int
+	// QueueDepth is how many calls may wait beyond those that workers have.
+	QueueDepth int
+	// BatchMaxSize is how many queued calls go to predict_batch together.
+	BatchMaxSize int
+	Logger       *slog.Logger
+	Metrics      *Metrics
+}
+
+// Metrics are called by the pool as things happen; every field may be nil. They must not block.
+type Metrics struct {
+	Batch       func(size int)
+	WorkerDeath func(reason string)
+}
+
+// Pool runs a model on a number of workers. All methods are safe for concurrent use.
+type Pool struct {
+	cfg    Config
+	ctx    context.Context // ends when the pool closes
+	cancel context.CancelFunc
+	run    sync.WaitGroup // every goroutine of the pool
+
+	mu       sync.Mutex
+	zygote   *runner.Zygote
+	workers  []*worker
+	target   int // workers wanted
+	forking  int // workers on their way
+	queue    callQueue
+	nextID   uint64
+	inFlight int // calls accepted and not yet finished
+	pace     pace
+	armed    bool // the monitor is ticking
+	draining bool
+	idle     chan struct{} // closed when draining and nothing is in flight
+	changed  chan struct{} // closed and replaced when the set of workers changes
+	notReady string        // why calls are refused; "" when they are taken
+	failed   error         // init failed for good
+	crashes  int           // deaths in a row without an answer between them
+	restarts uint64
+	alarm    chan struct{}
+}
+
+// New starts the model in the background; Ready says how far it is.
+func New(cfg Config) *Pool {
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Pool{
+		cfg: cfg, ctx: ctx, cancel: cancel, target: cfg.Workers,
+		notReady: "init is running", idle: make(chan struct{}), changed: make(chan struct{}),
+		alarm: make(chan struct{}, 1),
+	}
+	p.run.Add(2)
+	go p.keepZygote()
+	go p.monitor()
+	return p
+}
+
+// Ready is nil when calls are answered, and otherwise says why not, traceback and all.
+func (p *Pool) Ready() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.draining:
+		return ErrDraining
+	case p.notReady != "":
+		return &NotReadyError{p.notReady}
+	case len(p.workers) == 0:
+		return &NotReadyError{fmt.Sprintf("no worker is up: %d died in a row", p.crashes)}
+	case p.queue.length >= p.cfg.QueueDepth:
+		return ErrFull
+	}
+	return nil
+}
+
+// Failed returns init's error once it is clear that it will not succeed.
+func (p *Pool) Failed() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.failed
+}
+
+// Changed returns a channel that is closed at the next change of Ready or Size.
+func (p *Pool) Changed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.changed
+}
+
+// Stats are counts at one moment.
+type Stats struct {
+	Workers  int    // wanted
+	Ready    int    // up
+	Busy     int    // with at least one call
+	Queued   int    // calls no worker has yet
+	Restarts uint64 // workers replaced since the start
+	Runtime  string // interpreter and version
+}
+
+// Stats returns the pool's counts.
+func (p *Pool) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := Stats{Workers: p.target, Ready: len(p.workers), Queued: p.queue.length, Restarts: p.restarts}
+	for _, w := range p.workers {
+		if len(w.sent) > 0 {
+			s.Busy++
+		}
+	}
+	if p.zygote != nil {
+		s.Runtime = p.zygote.Runtime()
+	}
+	return s
+}
+
+// Do answers one request and blocks until it is answered, its deadline passes, or ctx ends. A call
+// whose ctx ends leaves the queue; one that a worker has begun runs to its end and is forgotten.
+// The body must not change before Do returns; tag names the call in logs.
+func (p *Pool) Do(ctx context.Context, body []byte, tag string, arrived, deadline time.Time) (Answer, error) {
+	c, err := p.Submit(body, tag, arrived, deadline)
+	if err != nil {
+		return Answer{}, err
+	}
+	return p.Wait(ctx, c)
+}
+
+// Submit hands in a request without waiting for its answer, which Wait returns; each submitted call
+// must be waited for. It never blocks: without room in the queue it returns ErrFull.
+func (p *Pool) Submit(body []byte, tag string, arrived, deadline time.Time) (*Call, error) {
+	p.mu.Lock()
+	switch {
+	case p.draining:
+		p.mu.Unlock()
+		return nil, ErrDraining
+	case p.notReady != "":
+		p.mu.Unlock()
+		return nil, &NotReadyError{p.notReady}
+	case p.queue.length >= p.cfg.QueueDepth && p.freeWorker() == nil:
+		p.mu.Unlock()
+		return nil, ErrFull
+	}
+	c := &Call{body: body, tag: tag, arrived: arrived, deadline: deadline, done: make(chan struct{}, 1)}
+	p.inFlight++
+	p.queue.pushBack(c)
+	if !p.armed {
+		p.armed = true
+		p.alarm <- struct{}{}
+	}
+	p.feed()
+	p.mu.Unlock()
+	return c, nil
+}
+
+// Wait blocks for a submitted call, as Do does.
+func (p *Pool) Wait(ctx context.Context, c *Call) (Answer, error) {
+	select {
+	case <-c.done:
+		return c.result()
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	if c.queued {
+		p.queue.remove(c)
+		p.settle(c, nil, ctx.Err(), 0)
+	}
+	p.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.result()
+	default:
+		return Answer{}, ctx.Err()
+	}
+}
+
+// settle ends a call. The lock is held.
+func (p *Pool) settle(c *Call, answer []byte, err error, predict time.Duration) {
+	c.finish(answer, err, predict)
+	p.inFlight--
+	if p.draining && p.inFlight == 0 {
+		select {
+		case <-p.idle:
+		default:
+			close(p.idle)
+		}
+	}
+}
+
+// Resize changes how many workers are kept, and blocks until that many are up, ctx ends or the pool
+// closes. Workers that are too many answer what they have and leave.
+func (p *Pool) Resize(ctx context.Context, n int) error {
+	if n < 1 || n > runner.MaxWorkers {
+		return fmt.Errorf("workers must be 1 to %d, not %d", runner.MaxWorkers, n)
+	}
+	p.mu.Lock()
+	p.target = n
+	p.balance()
+	p.mu.Unlock()
+	for {
+		p.mu.Lock()
+		changed, up, reason := p.changed, len(p.workers), p.notReady
+		p.mu.Unlock()
+		switch {
+		case reason != "":
+			return &NotReadyError{reason}
+		case up == n:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-p.ctx.Done():
+			return ErrDraining
+		}
+	}
+}
+
+// Drain refuses new calls and blocks until those accepted are answered, or ctx ends.
+func (p *Pool) Drain(ctx context.Context) error {
+	p.mu.Lock()
+	if !p.draining {
+		p.draining = true
+		p.announce()
+		if p.inFlight == 0 {
+			close(p.idle)
+		}
+	}
+	idle := p.idle
+	p.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return fmt.Errorf("%d requests were not answered in time: %w", p.inFlight, ctx.Err())
+	}
+}
+
+// Close ends every worker and the runner, and blocks until they are gone. Calls still under way end
+// with ErrDraining.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	if !p.draining {
+		p.draining = true
+	}
+	p.announce()
+	for p.queue.head != nil {
+		c := p.queue.head
+		p.queue.remove(c)
+		p.settle(c, nil, ErrDraining, 0)
+	}
+	p.mu.Unlock()
+	p.cancel()
+	p.run.Wait()
+}
+
+func (p *Pool) announce() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// How a model that dies at once is kept from eating the machine: the first deaths in a row are
+// answered at once, later ones after a pause that doubles.
+const (
+	freeCrashes  = 3
+	firstPause   = 20 * time.Millisecond
+	longestPause = 5 * time.Second
+)
+
+func crashPause(crashes int) time.Duration {
+	if crashes <= freeCrashes {
+		return 0
+	}
+	return min(firstPause<<min(crashes-freeCrashes-1, 16), longestPause)
+}
+
+// keepZygote starts the runner, and starts it again if it dies.
+func (p *Pool) keepZygote() {
+	defer p.run.Done()
+	for attempt := 0; p.ctx.Err() == nil; attempt++ {
+		if !p.pause(crashPause(attempt)) {
+			return
+		}
+		z, err := runner.Start(p.ctx, p.cfg.Runner)
+		if err == nil && p.cfg.Runner.StartMethod == model.StartFork {
+			attempt = 0
+		}
+		if err != nil {
+			if p.ctx.Err() != nil {
+				return
+			}
+			var init *runner.InitError
+			if p.refuse(err.Error()); errors.As(err, &init) && p.Stats().Restarts == 0 {
+				p.fail(err)
+				return
+			}
+			p.cfg.Logger.Error("the runner did not start", "error", err)
+			continue
+		}
+		p.mu.Lock()
+		p.zygote = z
+		p.balance()
+		p.mu.Unlock()
+		select {
+		case <-z.Done():
+			p.refuse("the runner died and is being started again")
+			p.cfg.Logger.Error("the runner died; starting it again, init included")
+			p.mu.Lock()
+			p.zygote = nil
+			p.restarts++
+			p.mu.Unlock()
+		case <-p.ctx.Done():
+		}
+		z.Close()
+	}
+}
+
+// pause blocks for d, or until the pool closes: then it returns false.
+func (p *Pool) pause(d time.Duration) bool {
+	if d == 0 {
+		return p.ctx.Err() == nil
+	}
+	select {
+	case <-time.After(d):
+		return true
+	case <-p.ctx.Done():
+		return false
+	}
+}
+
+// refuse makes calls end with a reason, those that wait included.
+func (p *Pool) refuse(reason string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.notReady = reason
+	for p.queue.head != nil {
+		c := p.queue.head
+		p.queue.remove(c)
+		p.settle(c, nil, &NotReadyError{reason}, 0)
+	}
+	p.announce()
+}
+
+func (p *Pool) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failed = err
+	p.announce()
+}
+
+// balance forks the workers that are missing and retires those too many. The lock is held.
+func (p *Pool) balance() {
+	if p.zygote == nil || p.ctx.Err() != nil {
+		return
+	}
+	for len(p.workers)+p.forking < p.target {
+		p.forking++
+		p.run.Add(1)
+		go p.fork(p.zygote, crashPause(p.crashes))
+	}
+	for len(p.workers) > p.target {
+		w := p.workers[len(p.workers)-1]
+		p.workers = p.workers[:len(p.workers)-1]
+		w.retiring = true
+		w.closeIfDone()
+		p.announce()
+	}
+}
+
+func (p *Pool) fork(z *runner.Zygote, after time.Duration) {
+	defer p.run.Done()
+	var proc *runner.Worker
+	err := error(nil)
+	if p.pause(after) {
+		proc, err = z.Fork(p.ctx)
+	} else {
+		err = p.ctx.Err()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.forking--
+	if err != nil {
+		var init *runner.InitError
+		switch {
+		case p.ctx.Err() != nil, p.zygote != z:
+		case errors.As(err, &init) && p.cfg.Runner.StartMethod == model.StartSpawn && p.notReady != "":
+			// Under spawn init runs here, and this was the first: it will not do better next time.
+			p.notReady, p.failed = err.Error(), err
+			p.announce()
+		default:
+			p.crashes++
+			p.cfg.Logger.Error("a worker did not start", "error", err, "in_a_row", p.crashes)
+			p.announce()
+			p.balance()
+		}
+		return
+	}
+	w := &worker{pool: p, proc: proc}
+	p.run.Add(1)
+	go w.read()
+	p.workers = append(p.workers, w)
+	if p.notReady != "" && len(p.workers) >= p.target {
+		p.notReady = ""
+	}
+	p.announce()
+	p.balance() // the target may have moved meanwhile
+	p.feed()
+}
+
+// monitorEvery is how often deadlines and stuck workers are looked for while calls are under way.
+const monitorEvery = 2 * time.Millisecond
+
+// monitorIdle is how long the monitor keeps ticking when nothing is under way, so that a steady
+// trickle of calls does not start it each time.
+const monitorIdle = 250 * time.Millisecond
+
+// monitor enforces deadlines and frees calls stuck behind a slow one. It sleeps while nothing is
+// under way.
+func (p *Pool) monitor() {
+	defer p.run.Done()
+	for {
+		select {
+		case <-p.alarm:
+		case <-p.ctx.Done():
+			return
+		}
+		ticker := time.NewTicker(monitorEvery)
+		for quiet := time.Duration(0); quiet < monitorIdle; {
+			select {
+			case <-ticker.C:
+			case <-p.ctx.Done():
+				ticker.Stop()
+				return
+			}
+			p.mu.Lock()
+			if p.inFlight == 0 {
+				quiet += monitorEvery
+			} else {
+				quiet = 0
+				p.check(time.Now())
+			}
+			if quiet >= monitorIdle {
+				p.armed = false
+			}
+			p.mu.Unlock()
+		}
+		ticker.Stop()
+	}
+}
+
+func (p *Pool) check(now time.Time) {
+	for c := p.queue.head; c != nil; {
+		next := c.next
+		if c.expired(now) {
+			p.queue.remove(c)
+			p.settle(c, nil, ErrTimeout, 0)
+		}
+		c = next
+	}
+	// A check may let go of the lock to write, and the workers may change meanwhile.
+	for _, w := range slices.Clone(p.workers) {
+		w.check(now)
+	}
+}

@@ -1,0 +1,404 @@
+package pool
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"github.com/faas-predict/faas-predict/watchdog/runner"
+	"github.com/faas-predict/faas-predict/watchdog/wire"
+)
+
+// stuckAfter is how long calls sent ahead lie behind one that does not end before they are taken
+// back.
+const stuckAfter = 3 * time.Millisecond
+
+// flushInline is up to how many bytes the goroutine that reads a worker's answers may write to it.
+// More is left to a goroutine of its own: a reader that waits to write to a worker that waits to
+// write would wait for ever.
+const flushInline = 32 << 10
+
+// worker is a process and the calls it has. Everything but proc is guarded by the pool's lock.
+type worker struct {
+	pool *Pool
+	proc *runner.Worker
+
+	sent      []*Call // in the order they were sent, which is the order they are answered in
+	sentBytes int
+	outgoing  []byte // frames not yet given to a writer
+	spare     []byte
+	writing   bool
+	lastMove  time.Time // of the last answer, or of the first call after idleness
+	revoked   int       // calls taken back that the worker has not confirmed yet
+	holding   bool      // a revocation stands in the journal: no new calls
+	timedOut  bool      // killed for a deadline
+	retiring  bool      // gets no more calls, leaves when it has none
+	dead      bool
+}
+
+// freeWorker returns the worker that has the fewest calls and room for one more, or nil. The lock is
+// held.
+func (p *Pool) freeWorker() *worker {
+	var best *worker
+	for _, w := range p.workers {
+		if !w.hasRoom() {
+			continue
+		}
+		if len(w.sent) == 0 {
+			return w
+		}
+		if best == nil || len(w.sent) < len(best.sent) {
+			best = w
+		}
+	}
+	return best
+}
+
+func (w *worker) hasRoom() bool {
+	if w.dead || w.retiring || w.holding || w.timedOut {
+		return false
+	}
+	switch {
+	case len(w.sent) == 0:
+		return true
+	case w.proc.Journal == nil || w.proc.Batch:
+		return false
+	}
+	return len(w.sent) < w.pool.pace.ahead() && w.sentBytes < aheadBytes
+}
+
+// feed hands out what is queued to whoever has room. The lock is held as in dispatch.
+func (p *Pool) feed() {
+	for p.queue.head != nil {
+		w := p.freeWorker()
+		if w == nil || !p.dispatch(w) {
+			return
+		}
+	}
+}
+
+// dispatch moves calls from the queue's head to w while it has room, and sees to it that they are
+// written. It reports whether any call moved. The lock is held, released while writing, and held
+// again on return.
+func (p *Pool) dispatch(w *worker) (moved bool) {
+	before := p.nextID
+	if w.proc.Batch {
+		w.takeBatch()
+	} else {
+		for p.queue.head != nil && w.hasRoom() {
+			c := p.queue.head
+			if len(w.sent) > 0 && w.sentBytes+len(c.body) > aheadBytes {
+				break
+			}
+			p.queue.remove(c)
+			w.take(c, 0)
+		}
+	}
+	moved = p.nextID != before
+	if len(w.outgoing) == 0 || w.writing {
+		return moved
+	}
+	w.writing = true
+	if len(w.outgoing) > flushInline {
+		p.run.Add(1)
+		go func() {
+			defer p.run.Done()
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			w.write()
+		}()
+		return moved
+	}
+	w.write()
+	return moved
+}
+
+// takeBatch gives an idle worker what is queued, up to BatchMaxSize.
+func (w *worker) takeBatch() {
+	p := w.pool
+	if !w.hasRoom() || p.queue.head == nil {
+		return
+	}
+	var batch []*Call
+	for p.queue.head != nil && len(batch) < max(p.cfg.BatchMaxSize, 1) {
+		c := p.queue.head
+		if c.alone && len(batch) > 0 {
+			break
+		}
+		p.queue.remove(c)
+		batch = append(batch, c)
+		if c.alone {
+			break
+		}
+	}
+	for i, c := range batch {
+		c.grouped = len(batch) > 1
+		var flags uint8
+		if i < len(batch)-1 {
+			flags = wire.FlagMore
+		}
+		w.take(c, flags)
+	}
+	if p.cfg.Metrics.Batch != nil {
+		p.cfg.Metrics.Batch(len(batch))
+	}
+}
+
+func (w *worker) take(c *Call, flags uint8) {
+	p := w.pool
+	p.nextID++
+	c.id = p.nextID
+	if len(w.sent) == 0 {
+		w.lastMove = time.Now()
+	}
+	w.sent = append(w.sent, c)
+	w.sentBytes += len(c.body)
+	w.outgoing = wire.AppendHeader(w.outgoing, wire.Header{Length: uint32(len(c.body)), Kind: wire.Request, Flags: flags, ID: c.id})
+	w.outgoing = append(w.outgoing, c.body...)
+}
+
+// write writes until nothing is left. The lock is released meanwhile; w.writing keeps others out.
+func (w *worker) write() {
+	for len(w.outgoing) > 0 && !w.dead {
+		frames := w.outgoing
+		w.outgoing = w.spare[:0]
+		w.pool.mu.Unlock()
+		err := w.proc.Write(frames)
+		w.pool.mu.Lock()
+		w.spare = nil
+		if cap(frames) <= 4*flushInline {
+			w.spare = frames
+		}
+		if err != nil {
+			break // the reader sees the end too, and settles what was sent
+		}
+	}
+	w.writing = false
+}
+
+// read takes the worker's answers until it is gone, and then settles what it had.
+func (w *worker) read() {
+	p := w.pool
+	defer p.run.Done()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-p.ctx.Done():
+			w.proc.Close()
+		case <-stop:
+		}
+	}()
+	type answer struct {
+		header  wire.Header
+		payload []byte
+	}
+	var answers []answer
+	for {
+		h, payload, err := w.proc.Next()
+		if err != nil {
+			break
+		}
+		answers = append(answers[:0], answer{h, bytes.Clone(payload)})
+		for w.proc.Buffered() {
+			if h, payload, err = w.proc.Next(); err != nil {
+				break
+			}
+			answers = append(answers, answer{h, bytes.Clone(payload)})
+		}
+		p.mu.Lock()
+		for _, a := range answers {
+			w.answered(a.header, a.payload)
+		}
+		w.lastMove = time.Now()
+		if w.holding && w.revoked == 0 && len(w.sent) == 0 {
+			w.proc.Journal.Restore()
+			w.holding = false
+		}
+		if w.retiring {
+			w.closeIfDone()
+		}
+		p.feed()
+		p.mu.Unlock()
+	}
+	w.proc.Close()
+	reason := w.proc.Wait()
+	w.buried(reason)
+	w.proc.Release()
+}
+
+// answered settles the call that a frame answers. Frames that answer nothing are late duplicates of
+// what the journal gave already.
+func (w *worker) answered(h wire.Header, payload []byte) {
+	p := w.pool
+	at := slices.IndexFunc(w.sent, func(c *Call) bool { return c.id == h.ID })
+	if at < 0 {
+		if h.Kind == wire.Skipped {
+			w.revoked--
+		}
+		return
+	}
+	c := w.sent[at]
+	w.drop(at)
+	if h.Kind == wire.Skipped {
+		p.queue.pushFront(c)
+		return
+	}
+	p.crashes = 0
+	took := time.Duration(h.Elapsed)
+	p.pace.measured(took)
+	switch h.Kind {
+	case wire.Response:
+		p.settle(c, payload, nil, took)
+	case wire.Raised:
+		parts := bytes.SplitN(payload, []byte{0}, 3)
+		for len(parts) < 3 {
+			parts = append(parts, nil)
+		}
+		p.settle(c, nil, &RaisedError{string(parts[0]), string(parts[1]), string(parts[2])}, took)
+	case wire.NotString:
+		p.settle(c, nil, &NotStringError{string(payload)}, took)
+	default:
+		p.settle(c, nil, &CrashError{"the runner answered with an unknown kind of frame"}, took)
+	}
+}
+
+func (w *worker) drop(at int) {
+	w.sentBytes -= len(w.sent[at].body)
+	if at == 0 {
+		w.sent[0] = nil
+		w.sent = w.sent[1:]
+		if len(w.sent) == 0 {
+			w.sent = w.sent[:0:0]
+		}
+		return
+	}
+	w.sent = slices.Delete(w.sent, at, at+1)
+}
+
+func (w *worker) closeIfDone() {
+	if len(w.sent) == 0 {
+		w.proc.Close()
+	}
+}
+
+// begun reports whether the worker has begun c, or may have.
+func (w *worker) begun(c *Call) bool {
+	if w.proc.Journal == nil {
+		return w.sent[0] == c || c.grouped
+	}
+	claimed := w.proc.Journal.Claimed()
+	return c.id <= claimed || (c.grouped && w.sent[0].id <= claimed)
+}
+
+// check enforces the deadline of what the worker is at, and takes back what lies behind it.
+func (w *worker) check(now time.Time) {
+	if w.dead || w.timedOut || len(w.sent) == 0 {
+		return
+	}
+	for _, c := range w.sent {
+		if c.expired(now) && w.begun(c) {
+			w.timedOut = true
+			w.proc.Kill()
+			return
+		}
+	}
+	if w.proc.Journal == nil || w.holding || len(w.sent) < 2 || w.sent[0].grouped || now.Sub(w.lastMove) < stuckAfter {
+		return
+	}
+	w.takeBack(now)
+}
+
+// takeBack settles the answers that a stuck worker has not written yet, and moves the calls it has
+// not begun to the head of the queue, where the other workers find them.
+func (w *worker) takeBack(now time.Time) {
+	p := w.pool
+	w.proc.Journal.Unwritten(w.answered)
+	if len(w.sent) < 2 {
+		return
+	}
+	// After the revocation is visible, a request the worker has not claimed is one it will skip.
+	// One that it claims in this moment is neither taken back here nor lost: it is answered, or
+	// comes back Skipped.
+	first := w.sent[1].id
+	w.proc.Journal.Revoke(first)
+	w.holding = true
+	time.Sleep(50 * time.Microsecond)
+	claimed := w.proc.Journal.Claimed()
+	for at := len(w.sent) - 1; at >= 1; at-- {
+		if c := w.sent[at]; c.id > claimed {
+			w.drop(at)
+			w.revoked++
+			p.queue.pushFront(c)
+		}
+	}
+	p.pace.measured(now.Sub(w.lastMove))
+	p.feed()
+}
+
+// buried settles what a worker that is gone had, and replaces it.
+func (w *worker) buried(reason string) {
+	p := w.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.dead = true
+	if at := slices.Index(p.workers, w); at >= 0 {
+		p.workers = slices.Delete(p.workers, at, at+1)
+	}
+	if w.proc.Journal != nil {
+		w.proc.Journal.Unwritten(w.answered)
+	}
+	lost := w.settleSent(reason)
+	if w.retiring || p.ctx.Err() != nil {
+		p.announce()
+		return
+	}
+	p.restarts++
+	if !w.timedOut {
+		p.crashes++
+	}
+	if p.cfg.Metrics.WorkerDeath != nil {
+		cause := "crash"
+		if w.timedOut {
+			cause = "timeout"
+		}
+		p.cfg.Metrics.WorkerDeath(cause)
+	}
+	p.cfg.Logger.Warn("a worker died and is replaced", "reason", reason, "pid", w.proc.Pid(),
+		"timed_out", w.timedOut, "calls_failed", lost, "in_a_row", p.crashes)
+	p.announce()
+	p.balance()
+	p.feed()
+}
+
+// settleSent fails what the worker had begun, and gives the rest back to the queue in its order.
+func (w *worker) settleSent(reason string) (lost int) {
+	p := w.pool
+	now := time.Now()
+	begun := make([]bool, len(w.sent))
+	for i, c := range w.sent {
+		begun[i] = w.begun(c)
+	}
+	sent := w.sent
+	w.sent = nil
+	for i := len(sent) - 1; i >= 0; i-- {
+		c := sent[i]
+		switch {
+		case c.expired(now) && begun[i]:
+			p.settle(c, nil, ErrTimeout, now.Sub(w.lastMove))
+			lost++
+		case begun[i] && c.grouped:
+			// Which of a batch was the end of it cannot be told; each is asked again by itself.
+			c.grouped, c.alone = false, true
+			p.queue.pushFront(c)
+		case begun[i]:
+			p.settle(c, nil, &CrashError{reason}, now.Sub(w.lastMove))
+			lost++
+		case p.ctx.Err() != nil:
+			p.settle(c, nil, ErrDraining, 0)
+		default:
+			p.queue.pushFront(c)
+		}
+	}
+	return lost
+}

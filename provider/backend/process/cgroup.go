@@ -72,6 +72,9 @@ func ownCgroups() map[string]string {
 // a group without processes of its own, so it works where an administrator or systemd delegated a
 // group (Delegate=yes) whose controllers are on already.
 func (c *cgroups) openV2(parent string) bool {
+	if !isCgroup(parent, unix.CGROUP2_SUPER_MAGIC) {
+		return false
+	}
 	handed, err := os.ReadFile(filepath.Join(parent, "cgroup.subtree_control"))
 	if err != nil || !strings.Contains(string(handed), "memory") || !strings.Contains(string(handed), "cpu") {
 		if err := os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+memory +cpu"), 0o644); err != nil {
@@ -94,7 +97,7 @@ func (c *cgroups) openV2(parent string) bool {
 func (c *cgroups) openV1(controller, own string) string {
 	root := filepath.Join(cgroupRoot, controller)
 	for _, parent := range []string{filepath.Join(root, own), root} {
-		if _, err := os.Stat(filepath.Join(parent, "cgroup.procs")); err != nil {
+		if !isCgroup(parent, unix.CGROUP_SUPER_MAGIC) {
 			continue
 		}
 		dir := filepath.Join(parent, c.name)
@@ -104,6 +107,12 @@ func (c *cgroups) openV1(controller, own string) string {
 		}
 	}
 	return ""
+}
+
+// isCgroup tells a hierarchy from the plain directory that hierarchies are mounted in.
+func isCgroup(dir string, magic int64) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && int64(fs.Type) == magic
 }
 
 // sweepCgroup kills and removes what is in the group's children.

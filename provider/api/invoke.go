@@ -44,6 +44,7 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusNotFound, callID, "there is no function "+quote(name))
 		return
 	}
+	w.Header().Set(callIDHeader, callID) // what the function answers replaces it
 	forwarded(r)
 	target := path
 	if r.URL.RawQuery != "" {

@@ -484,3 +484,15 @@ func (p *Pool) check(now time.Time) {
 		w.check(now)
 	}
 }
+
+// Poll is Wait for a call that may be answered already: done is false when it is not. A call that
+// was polled with done must not be waited for.
+func (p *Pool) Poll(c *Call) (answer Answer, err error, done bool) {
+	select {
+	case <-c.done:
+		answer, err = c.result()
+		return answer, err, true
+	default:
+		return Answer{}, nil, false
+	}
+}

@@ -1,0 +1,197 @@
+// Command fwatchdog serves a model bundle as an OpenFaaS function.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/faas-predict/faas-predict/watchdog/model"
+	"github.com/faas-predict/faas-predict/watchdog/pool"
+	"github.com/faas-predict/faas-predict/watchdog/runner"
+	"github.com/faas-predict/faas-predict/watchdog/server"
+)
+
+// version is set when a release is built.
+var version = "dev"
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "fwatchdog:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	settings, err := server.ReadSettings(os.Getenv)
+	command := ""
+	if len(args) > 0 {
+		command = args[0]
+	}
+	switch command {
+	case "":
+		if err != nil {
+			return err
+		}
+		return serve(settings)
+	case "version", "check":
+		path := settings.ModelPath
+		switch len(args) {
+		case 1:
+		case 2:
+			path = args[1]
+		default:
+			return fmt.Errorf("%s takes one path", command)
+		}
+		bundle, cleanup, err := load(path)
+		if err != nil {
+			return err
+		}
+		defer cleanup()
+		if command == "version" {
+			return printVersion(bundle)
+		}
+		return check(settings, bundle)
+	case "-run-healthcheck", "--run-healthcheck":
+		if _, err := os.Stat(server.LockPath()); err != nil {
+			return fmt.Errorf("not healthy: %s is missing", server.LockPath())
+		}
+		return nil
+	case "-version", "--version":
+		fmt.Println(version)
+		return nil
+	case "-h", "-help", "--help", "help":
+		usage()
+		return nil
+	}
+	return fmt.Errorf("unknown command %q; fwatchdog --help lists them", command)
+}
+
+func usage() {
+	fmt.Print(`fwatchdog serves a model bundle as an OpenFaaS function.
+
+  fwatchdog                   serve model_path until SIGTERM
+  fwatchdog version PATH      print the bundle's version as JSON
+  fwatchdog check PATH        run init and the bundle's examples, and report
+  fwatchdog -run-healthcheck  exit 0 while a watchdog in this container is healthy
+  fwatchdog -version          print fwatchdog's own version
+
+PATH is a directory or a zip. Settings are environment variables:
+
+`)
+	table := tabwriter.NewWriter(os.Stdout, 2, 0, 2, ' ', 0)
+	for _, v := range server.Variables {
+		fmt.Fprintf(table, "  %s\t%s\t%s\n", v.Name, v.Default, v.Meaning)
+	}
+	table.Flush()
+}
+
+// load opens a bundle; cleanup removes what a zip was unpacked to.
+func load(path string) (bundle *model.Bundle, cleanup func(), err error) {
+	scratch, err := os.MkdirTemp("", "fwatchdog-bundle-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a directory to unpack to: %w", err)
+	}
+	cleanup = func() { _ = os.RemoveAll(scratch) }
+	if bundle, err = model.Load(context.Background(), path, scratch, model.DefaultLimits); err != nil {
+		cleanup()
+		return nil, nil, err
+	}
+	return bundle, cleanup, nil
+}
+
+func serve(settings server.Settings) error {
+	bundle, cleanup, err := load(settings.ModelPath)
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	// The watchdog shares its machine with the model: it collects earlier to stay small.
+	debug.SetGCPercent(200)
+	debug.SetMemoryLimit(512 << 20)
+
+	var interrupted atomic.Bool
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		for s := range signals {
+			if s == syscall.SIGINT {
+				interrupted.Store(true)
+			}
+			stop()
+		}
+	}()
+	return server.Run(ctx, settings, bundle, server.StdLogs(settings), interrupted.Load)
+}
+
+func printVersion(b *model.Bundle) error {
+	out := json.NewEncoder(os.Stdout)
+	out.SetIndent("", "  ")
+	return out.Encode(struct {
+		Name string `json:"name"`
+		model.Version
+		Runtime string `json:"runtime"`
+	}{b.Name, b.Version, b.Runtime})
+}
+
+// check runs init and the examples as serving would, and fails if an answer differs.
+func check(settings server.Settings, b *model.Bundle) error {
+	settings.PrefixLogs = false
+	logs := server.NewLogs(settings, os.Stderr, os.Stderr)
+	startMethod := b.StartMethod
+	if settings.StartMethod != "" {
+		startMethod = settings.StartMethod
+	}
+	began := time.Now()
+	p := pool.New(pool.Config{
+		Runner: runner.Config{
+			Bundle: b, StartMethod: startMethod, Interpreter: settings.Interpreter, InitTimeout: settings.InitTimeout,
+			Log: logs.ModelLine, LogBuffer: settings.LogBufferSize, Logger: logs.Logger,
+		},
+		Workers: 1, QueueDepth: 1, BatchMaxSize: 1, Logger: slog.New(slog.DiscardHandler), Metrics: &pool.Metrics{},
+	})
+	defer p.Close()
+	for p.Ready() != nil {
+		changed := p.Changed()
+		if err := p.Failed(); err != nil {
+			return err
+		}
+		if p.Ready() == nil {
+			break
+		}
+		<-changed
+	}
+	fmt.Printf("%s %s: init took %s\n", b.Name, b.Version.ID, time.Since(began).Round(time.Millisecond))
+	wrong := 0
+	for i, example := range b.Examples {
+		arrived := time.Now()
+		deadline := time.Time{}
+		if settings.ExecTimeout > 0 {
+			deadline = arrived.Add(settings.ExecTimeout)
+		}
+		answer, err := p.Do(context.Background(), []byte(example.Request), "check", arrived, deadline)
+		switch {
+		case err != nil:
+			wrong++
+			fmt.Printf("example %d: request %q: %v\n", i+1, example.Request, err)
+		case string(answer.Body) != example.Response:
+			wrong++
+			fmt.Printf("example %d: request %q: expected %q, got %q\n", i+1, example.Request, example.Response, answer.Body)
+		}
+	}
+	if wrong > 0 {
+		return fmt.Errorf("%d of %d examples failed", wrong, len(b.Examples))
+	}
+	fmt.Printf("%d of %d examples answered as expected\n", len(b.Examples), len(b.Examples))
+	return nil
+}

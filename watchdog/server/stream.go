@@ -1,0 +1,270 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"github.com/faas-predict/faas-predict/watchdog/pool"
+)
+
+// rowsAhead is how many rows of one stream may be under way. It bounds what a stream holds, keeps
+// every worker fed, and leaves queue room to others.
+const rowsAhead = 128
+
+// row is one line of a stream on its way to its answer.
+type row struct {
+	call   *pool.Call // nil when problem says why there is none
+	isJSON bool       // the line was a JSON value other than a string, and so may its answer be
+	bad    *problem
+}
+
+// stream answers NDJSON: a row in, a row out, in order. A row given as a JSON string is predict's
+// request and its answer comes as a JSON string. A row given as another JSON value goes to predict
+// as its text, and an answer that is JSON comes as it is. A row that cannot be answered gives
+// {"error": …} and the stream goes on. It returns the status for the log.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, id string) int {
+	began := time.Now()
+	if err := s.pool.Ready(); err != nil && !errors.Is(err, pool.ErrFull) {
+		p := problemOf(err)
+		p.CallID = id
+		stampTimes(w.Header(), time.Since(began), 0, 0)
+		writeProblem(w, p)
+		return p.Status
+	}
+	control := http.NewResponseController(w)
+	// Answers go out while rows still come in.
+	_ = control.EnableFullDuplex()
+	h := w.Header()
+	h.Set("Content-Type", "application/x-ndjson")
+	h.Set("Trailer", "X-Duration-Seconds, Server-Timing")
+	w.WriteHeader(http.StatusOK)
+	// The client learns at once that its rows are welcome, before it has sent any.
+	_ = control.Flush()
+
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	rows := make(chan row, rowsAhead)
+	go func() {
+		defer close(rows)
+		s.readRows(ctx, control, r, id, rows)
+	}()
+	predict := s.writeRows(ctx, control, w, rows)
+	cancel()
+	for range rows { // the reader's rows are not waited for: their calls end by themselves
+	}
+	took := time.Since(began)
+	stampTimes(h, took, max(0, took-predict), predict)
+	return http.StatusOK
+}
+
+// readRows submits each line. It blocks while rowsAhead rows are under way, which is what slows the
+// sender down.
+func (s *Server) readRows(ctx context.Context, control *http.ResponseController, r *http.Request, id string, rows chan<- row) {
+	limit := int(s.settings.MaxBodyBytes)
+	in := bufio.NewReaderSize(r.Body, 64<<10)
+	send := func(next row) bool {
+		select {
+		case rows <- next:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for {
+		if in.Buffered() == 0 && s.settings.ReadTimeout > 0 {
+			_ = control.SetReadDeadline(time.Now().Add(s.settings.ReadTimeout))
+		}
+		line, tooLong, err := readLine(in, limit)
+		if err != nil && !errors.Is(err, io.EOF) {
+			status, detail := unreadBody(err, s.settings.ReadTimeout)
+			p := newProblem(status, detail)
+			send(row{bad: &p})
+			return
+		}
+		if trimmed := bytes.TrimSpace(line); tooLong || len(trimmed) > 0 {
+			if !send(s.submitRow(ctx, r, id, trimmed, tooLong)) {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// readLine returns the next line without its end. A line over limit is skipped and reported.
+func readLine(in *bufio.Reader, limit int) (line []byte, tooLong bool, err error) {
+	part, err := in.ReadSlice('\n')
+	if err == nil && len(part) <= limit+1 {
+		return bytes.Clone(bytes.TrimSuffix(part, []byte("\n"))), false, nil
+	}
+	for {
+		if len(line)+len(part) > limit+1 {
+			line, tooLong = nil, true
+		}
+		if !tooLong {
+			line = append(line, part...)
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return bytes.TrimSuffix(line, []byte("\n")), tooLong, err
+		}
+		part, err = in.ReadSlice('\n')
+	}
+}
+
+func (s *Server) submitRow(ctx context.Context, r *http.Request, id string, line []byte, tooLong bool) row {
+	bad := func(status int, detail string) row {
+		p := newProblem(status, detail)
+		return row{bad: &p}
+	}
+	if tooLong {
+		return bad(http.StatusRequestEntityTooLarge, "the line is larger than max_body_bytes")
+	}
+	if !utf8.Valid(line) {
+		return bad(http.StatusBadRequest, "the line is not UTF-8")
+	}
+	next := row{isJSON: line[0] != '"'}
+	request := line
+	if next.isJSON {
+		if !json.Valid(line) {
+			return bad(http.StatusBadRequest, "the line is not a JSON value")
+		}
+	} else {
+		text, ok := unquote(line)
+		if !ok {
+			return bad(http.StatusBadRequest, "the line is not a JSON value")
+		}
+		request = text
+	}
+	arrived := time.Now()
+	deadline, _ := s.deadline(r, arrived)
+	for {
+		call, err := s.pool.Submit(request, id, arrived, deadline)
+		if err == nil {
+			next.call = call
+			return next
+		}
+		// A stream waits where a single request is told to come back.
+		if errors.Is(err, pool.ErrFull) && ctx.Err() == nil && (deadline.IsZero() || time.Now().Before(deadline)) {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		p := problemOf(err)
+		next.bad = &p
+		return next
+	}
+}
+
+// unquote decodes a JSON string, without a detour where it holds no escapes.
+func unquote(line []byte) ([]byte, bool) {
+	if len(line) >= 2 && line[len(line)-1] == '"' {
+		inner, plain := line[1:len(line)-1], true
+		for _, c := range inner {
+			if c == '"' || c == '\\' || c < ' ' {
+				plain = false
+				break
+			}
+		}
+		if plain {
+			return inner, true
+		}
+	}
+	var text string
+	if json.Unmarshal(line, &text) != nil {
+		return nil, false
+	}
+	return []byte(text), true
+}
+
+// appendQuoted appends text as a JSON string.
+func appendQuoted(dst, text []byte) []byte {
+	plain := true
+	for _, c := range text {
+		if c < ' ' || c == '"' || c == '\\' || c >= 0x80 {
+			plain = false
+			break
+		}
+	}
+	if plain {
+		dst = append(dst, '"')
+		dst = append(dst, text...)
+		return append(dst, '"')
+	}
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(string(text))
+	return append(dst, bytes.TrimSuffix(buf.Bytes(), []byte("\n"))...)
+}
+
+// writeRows waits for each row in its turn and writes it. It flushes whenever it would have to wait,
+// so that an answer never lies in a buffer while its reader waits. It returns the time spent in
+// predict.
+func (s *Server) writeRows(ctx context.Context, control *http.ResponseController, w io.Writer, rows <-chan row) (predict time.Duration) {
+	var out []byte
+	flush := func() bool {
+		if len(out) == 0 {
+			return true
+		}
+		_ = control.SetWriteDeadline(s.writeDeadline())
+		_, err := w.Write(out)
+		out = out[:0]
+		return err == nil && control.Flush() == nil
+	}
+	defer flush()
+	for {
+		var next row
+		var more bool
+		select {
+		case next, more = <-rows:
+		default:
+			if !flush() {
+				return predict
+			}
+			next, more = <-rows
+		}
+		if !more {
+			return predict
+		}
+		var answer pool.Answer
+		bad := next.bad
+		if bad == nil {
+			var err error
+			var done bool
+			if answer, err, done = s.pool.Poll(next.call); !done {
+				if !flush() {
+					return predict
+				}
+				answer, err = s.pool.Wait(ctx, next.call)
+			}
+			if err != nil {
+				p := problemOf(err)
+				bad = &p
+				s.logFailure(err, "")
+			}
+			predict += answer.Predict
+			s.metrics.queue.Observe(answer.Queue.Seconds())
+			s.metrics.predict.Observe(answer.Predict.Seconds())
+		}
+		switch {
+		case bad != nil:
+			line, _ := json.Marshal(map[string]problem{"error": *bad})
+			out = append(out, line...)
+		case next.isJSON && json.Valid(answer.Body) && !bytes.ContainsRune(answer.Body, '\n'):
+			out = append(out, answer.Body...)
+		default:
+			out = appendQuoted(out, answer.Body)
+		}
+		out = append(out, '\n')
+		if len(out) >= 32<<10 && !flush() {
+			return predict
+		}
+	}
+}

@@ -27,6 +27,10 @@ const (
 	readBufferBytes  = 8 << 10
 	writeBufferBytes = 4 << 10
 	dialTimeout      = 5 * time.Second
+
+	// surelyOpen is how long an idle connection is used without looking whether it is still open.
+	// The look costs a system call; without it a closed one is found at the write, which is safe too.
+	surelyOpen = 50 * time.Millisecond
 )
 
 // Pool holds the idle connections to one socket.
@@ -62,6 +66,8 @@ type conn struct {
 	r      *bufio.Reader
 	w      *bufio.Writer
 	reused bool
+
+	idleSince time.Time
 }
 
 // get returns an idle connection that its peer has not closed, or a new one.
@@ -80,7 +86,7 @@ func (p *Pool) get(ctx context.Context) (*conn, error) {
 		c := p.idle[n-1]
 		p.idle = p.idle[:n-1]
 		p.mu.Unlock()
-		if c.quiet() {
+		if time.Since(c.idleSince) < surelyOpen || c.quiet() {
 			c.reused = true
 			return c, nil
 		}
@@ -112,6 +118,7 @@ func (p *Pool) dial(ctx context.Context) (*conn, error) {
 // put makes the connection idle again. Its last answer must have been read to the end.
 func (p *Pool) put(c *conn) {
 	if c.r.Buffered() == 0 {
+		c.idleSince = time.Now()
 		p.mu.Lock()
 		if !p.closed && len(p.idle) < p.maxIdle {
 			p.idle = append(p.idle, c)

@@ -1,0 +1,49 @@
+# Two targets do everything on a fresh Debian or Ubuntu with Go and Python 3: `make run` and `make test`.
+SHELL := /bin/bash
+BIN := bin
+TOOLS := .cache/tools
+GOLANGCI_LINT := v2.12.2
+RUFF := 0.14.5
+export GOFLAGS := -buildvcs=false
+
+.PHONY: help build run test unit lint bench clean setup
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+build: ## build fwatchdog and faas-predict into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/fwatchdog ./watchdog
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-predict ./provider
+
+setup:
+	@.ci/setup
+
+run: setup build ## start the provider, deploy the examples, make a prediction, stay up until Ctrl-C
+	@examples/run.sh
+
+test: setup build lint unit ## everything: lint, unit, race, conformance and end-to-end
+
+unit:
+	go test -race -timeout 20m ./...
+	@for model in examples/iris template/python3-predict/function; do \
+	  echo "== $$model"; (cd $$model && python3 -m unittest -q) || exit 1; \
+	  $(BIN)/fwatchdog check $$model || exit 1; done
+
+lint: setup
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	go vet ./...
+	@test -x $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) || { echo "building golangci-lint (once)"; mkdir -p $(TOOLS) && \
+	  GOBIN=$$PWD/$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT) && \
+	  mv $(TOOLS)/golangci-lint $(TOOLS)/golangci-lint-$(GOLANGCI_LINT); }
+	$(TOOLS)/golangci-lint-$(GOLANGCI_LINT) run
+	@test -x $(TOOLS)/python/bin/ruff || { python3 -m venv $(TOOLS)/python && $(TOOLS)/python/bin/pip install -q ruff; }
+	$(TOOLS)/python/bin/ruff check .
+	$(TOOLS)/python/bin/ruff format --check --line-length 120 watchdog
+	shellcheck .ci/run .ci/setup examples/run.sh
+	cd template/python3-predict && sha256sum --check --quiet starter.sha256
+
+bench: setup build ## the figures of docs/performance.md, one run
+	@mkdir -p .cache && go run ./tests/bench
+
+clean: ## remove what was built
+	rm -rf $(BIN) .cache

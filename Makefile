@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := bin
 TOOLS := .cache/tools
 GOLANGCI_LINT := v2.12.2
-RUFF := 0.14.5
+RUFF := 0.17.6
 export GOFLAGS := -buildvcs=false
 
 .PHONY: help build run test unit lint bench clean setup
@@ -36,9 +36,9 @@ lint: setup
 	  GOBIN=$$PWD/$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT) && \
 	  mv $(TOOLS)/golangci-lint $(TOOLS)/golangci-lint-$(GOLANGCI_LINT); }
 	$(TOOLS)/golangci-lint-$(GOLANGCI_LINT) run
-	@test -x $(TOOLS)/python/bin/ruff || { python3 -m venv $(TOOLS)/python && $(TOOLS)/python/bin/pip install -q ruff; }
+	@test -x $(TOOLS)/python/bin/ruff || { python3 -m venv $(TOOLS)/python && $(TOOLS)/python/bin/pip install -q ruff==$(RUFF); }
 	$(TOOLS)/python/bin/ruff check .
-	$(TOOLS)/python/bin/ruff format --check --line-length 120 watchdog
+	$(TOOLS)/python/bin/ruff format --check .
 	shellcheck .ci/run .ci/setup examples/run.sh
 	cd template/python3-predict && sha256sum --check --quiet starter.sha256
 

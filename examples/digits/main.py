@@ -28,9 +28,7 @@ def init() -> None:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    _session = onnxruntime.InferenceSession(
-        "coefficients/digits.onnx", options, providers=["CPUExecutionProvider"]
-    )
+    _session = onnxruntime.InferenceSession("coefficients/digits.onnx", options, providers=["CPUExecutionProvider"])
 
 
 def predict(request: str) -> str:
@@ -43,17 +41,12 @@ def predict_batch(requests: list[str]) -> list[str]:
 
     One bad request raises for all; the caller finds it with predict, one by one.
     """
-    pictures = numpy.array(
-        [_pixels(request) for request in requests], dtype=numpy.float64
-    )
+    pictures = numpy.array([_pixels(request) for request in requests], dtype=numpy.float64)
     pictures = pictures.reshape(len(requests), PIXELS)
     (probabilities,) = _session.run(["probabilities"], {"pixels": pictures})
     digits = probabilities.argmax(axis=1).tolist()
     tops = probabilities.max(axis=1).tolist()
-    return [
-        f'{{"digit": {digit}, "probability": {round(top, 4)}}}'
-        for digit, top in zip(digits, tops)
-    ]
+    return [f'{{"digit": {digit}, "probability": {round(top, 4)}}}' for digit, top in zip(digits, tops)]
 
 
 def _pixels(request: str) -> list[float]:
@@ -65,9 +58,7 @@ def _pixels(request: str) -> list[float]:
     else:
         fields = request.split(",")
     if len(fields) != PIXELS:
-        raise ValueError(
-            f"expected {PIXELS} pixels, got {len(fields)} field{'s' if len(fields) != 1 else ''}"
-        )
+        raise ValueError(f"expected {PIXELS} pixels, got {len(fields)} field{'s' if len(fields) != 1 else ''}")
     try:
         values = list(map(float, fields))
     except (ValueError, TypeError, OverflowError):

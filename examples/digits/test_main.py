@@ -68,9 +68,7 @@ class PredictBatch(unittest.TestCase):
         one_by_one = [main.predict(request) for request in requests]
         for size in (1, 2, 7, 32, 500):
             batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-            together = [
-                answer for batch in batches for answer in main.predict_batch(batch)
-            ]
+            together = [answer for batch in batches for answer in main.predict_batch(batch)]
             self.assertEqual(together, one_by_one, f"batches of {size}")
 
     def test_of_nothing_is_nothing(self):

@@ -51,10 +51,7 @@ def export(network):
         "digits",
         [helper.make_tensor_value_info("pixels", TensorProto.DOUBLE, ["n", 64])],
         [helper.make_tensor_value_info("probabilities", TensorProto.DOUBLE, ["n", 10])],
-        [
-            numpy_helper.from_array(a.round(DECIMALS), name)
-            for name, a in arrays.items()
-        ],
+        [numpy_helper.from_array(a.round(DECIMALS), name) for name, a in arrays.items()],
     )
     model = helper.make_model(
         graph,
@@ -68,9 +65,7 @@ def export(network):
 
 def main() -> None:
     x, y = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        x, y, test_size=0.3, stratify=y, random_state=SEED
-    )
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.3, stratify=y, random_state=SEED)
     model = export(fit(x_train, y_train))
     path = HERE / "coefficients" / "digits.onnx"
     path.parent.mkdir(exist_ok=True)

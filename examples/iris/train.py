@@ -39,9 +39,7 @@ def fold(model):
 def main() -> None:
     data = load_iris()
     x, y = data.data, data.target
-    x_train, x_test, y_train, y_test = train_test_split(
-        x, y, test_size=50, stratify=y, random_state=SEED
-    )
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=50, stratify=y, random_state=SEED)
     model = fit(x_train, y_train)
     weights, bias = fold(model)
 
@@ -49,9 +47,7 @@ def main() -> None:
     folds = StratifiedKFold(10, shuffle=True, random_state=SEED)
     cross = cross_val_score(fit(x, y), x, y, cv=folds)
     print(f"hold-out accuracy: {right}/{len(y_test)} = {right / len(y_test):.3f}")
-    print(
-        f"10-fold accuracy:  {cross.mean():.3f} (standard deviation {cross.std():.3f})"
-    )
+    print(f"10-fold accuracy:  {cross.mean():.3f} (standard deviation {cross.std():.3f})")
 
     trained = {
         "features": data.feature_names,

@@ -16,24 +16,24 @@ var (
 	ErrTimeout = errors.New("the deadline passed")
 )
 
-// NotReadyError: there is no model to ask yet, or no more. Reason is for people.
+// NotReadyError says that there is no model to ask yet, or no more. Reason is for people.
 type NotReadyError struct{ Reason string }
 
 func (e *NotReadyError) Error() string { return e.Reason }
 
-// CrashError: the worker died while it answered this call.
+// CrashError says that the worker died while it answered this call.
 type CrashError struct{ Reason string }
 
 func (e *CrashError) Error() string {
 	return "the worker died on this request: " + e.Reason
 }
 
-// RaisedError: predict raised.
+// RaisedError says that predict raised.
 type RaisedError struct{ Type, Message, Traceback string }
 
 func (e *RaisedError) Error() string { return e.Type + ": " + e.Message }
 
-// NotStringError: predict returned something that is not a string.
+// NotStringError says that predict returned something that is not a string.
 type NotStringError struct{ Returned string }
 
 func (e *NotStringError) Error() string {

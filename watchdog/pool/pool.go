@@ -392,11 +392,9 @@ func (p *Pool) balance() {
 func (p *Pool) fork(z *runner.Zygote, after time.Duration) {
 	defer p.run.Done()
 	var proc *runner.Worker
-	err := error(nil)
+	err := context.Canceled
 	if p.pause(after) {
 		proc, err = z.Fork(p.ctx)
-	} else {
-		err = p.ctx.Err()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

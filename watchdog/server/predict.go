@@ -162,7 +162,7 @@ func (s *Server) logFailure(err error, id string) {
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, release func(), refusal *problem) {
 	held := int64(0)
 	release = func() { s.held.Add(-held) }
-	refuse := func(status int, detail string) ([]byte, func(), *problem) {
+	refuse := func(status int, detail string) ([]byte, func(), *problem) { //nolint:unparam // its results are readBody's
 		p := newProblem(status, detail)
 		return nil, release, &p
 	}

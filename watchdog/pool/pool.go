@@ -167,7 +167,11 @@ func (p *Pool) Submit(body []byte, tag string, arrived, deadline time.Time) (*Ca
 		p.armed = true
 		p.alarm <- struct{}{}
 	}
-	p.feed()
+	// A busy worker gets its next calls when it has answered, all with one write; handing them over
+	// one by one as they come costs both sides a system call each.
+	if w := p.freeWorker(); w != nil && len(w.sent) == 0 {
+		p.dispatch(w)
+	}
 	p.mu.Unlock()
 	return c, nil
 }

@@ -163,8 +163,13 @@ func (c *cgroups) place(id string, pid int, l limits) (string, error) {
 	if l.cpu > 0 && c.cpu == "" {
 		lacking = append(lacking, "the cpu limit is not enforced")
 	}
-	// Every function gets a group, limited or not: it is how nothing of it is left over.
+	// Every function gets a memory group, limited or not: it is how nothing of it is left over. A cpu
+	// group only when there is a limit: a group with all of a function's processes in it weighs no
+	// more than one process outside, which would starve the function beside a busy provider.
 	for _, dir := range c.dirs() {
+		if dir != c.memory && l.cpu == 0 {
+			continue
+		}
 		group := filepath.Join(dir, id)
 		if err := os.MkdirAll(group, 0o755); err != nil {
 			return "", fmt.Errorf("make control group: %w", err)

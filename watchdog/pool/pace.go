@@ -8,26 +8,30 @@ const (
 	// aheadBelow is the predict time above which a worker is given one call at a time.
 	aheadBelow = 100 * time.Microsecond
 	// aheadBudget is how much predict time may lie ahead of a worker.
-	aheadBudget = 250 * time.Microsecond
+	aheadBudget = 500 * time.Microsecond
 	// aheadCalls and aheadBytes bound it further; what lies ahead must fit in the pipe.
 	aheadCalls = 64
 	aheadBytes = 64 << 10
 )
 
-// pace is the measured time of predict: quick to believe that it got slower, slow to believe that it
-// got faster, since a call sent too early may have to wait behind a slow one.
-type pace struct{ mean float64 } // nanoseconds; 0: nothing measured
+// pace is the measured time of predict. One slow call alone is not believed: it may have been the
+// kernel's doing, and what was sent ahead behind it is taken back. Two in a row are.
+type pace struct {
+	mean float64 // nanoseconds; 0: nothing measured
+	slow bool    // the last call took far longer than the mean
+}
 
 func (p *pace) measured(d time.Duration) {
 	sample := max(float64(d), 1)
+	outlier := sample > 4*p.mean && sample > float64(aheadBelow)
 	switch {
-	case p.mean == 0:
+	case p.mean == 0, outlier && p.slow:
 		p.mean = sample
-	case sample > 4*p.mean && sample > float64(aheadBelow):
-		p.mean += (sample - p.mean) / 4
+	case outlier:
 	default:
 		p.mean += (sample - p.mean) / 64
 	}
+	p.slow = outlier
 }
 
 // ahead is how many calls a worker may have at once.

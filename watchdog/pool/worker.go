@@ -10,8 +10,8 @@ import (
 )
 
 // stuckAfter is how long calls sent ahead lie behind one that does not end before they are taken
-// back.
-const stuckAfter = 3 * time.Millisecond
+// back for an idle worker. It is longer than the kernel usually keeps a process from its core.
+const stuckAfter = 10 * time.Millisecond
 
 // flushInline is up to how many bytes the goroutine that reads a worker's answers may write to it.
 // More is left to a goroutine of its own: a reader that waits to write to a worker that waits to
@@ -306,12 +306,14 @@ func (w *worker) check(now time.Time) {
 	if w.proc.Journal == nil || w.holding || len(w.sent) < 2 || w.sent[0].grouped || now.Sub(w.lastMove) < stuckAfter {
 		return
 	}
-	w.takeBack(now)
+	if other := w.pool.freeWorker(); other != nil && len(other.sent) == 0 {
+		w.takeBack()
+	}
 }
 
 // takeBack settles the answers that a stuck worker has not written yet, and moves the calls it has
 // not begun to the head of the queue, where the other workers find them.
-func (w *worker) takeBack(now time.Time) {
+func (w *worker) takeBack() {
 	p := w.pool
 	w.proc.Journal.Unwritten(w.answered)
 	if len(w.sent) < 2 {
@@ -332,7 +334,6 @@ func (w *worker) takeBack(now time.Time) {
 			p.queue.pushFront(c)
 		}
 	}
-	p.pace.measured(now.Sub(w.lastMove))
 	p.feed()
 }
 

@@ -33,7 +33,7 @@ GENERATION, COMMITTED, CLAIMED, REVOKED = 0, 1, 2, 3
 
 READ_SIZE = 1 << 16
 # A reply waits for those after it at most this long before it is written.
-FLUSH_AFTER_NS = 200_000
+FLUSH_AFTER_NS = 150_000
 # Descriptors of the protocol are moved up here, out of reach of a model that closes small numbers.
 FIRST_FD = 64
 
@@ -70,6 +70,15 @@ def write_all(fd, data):
 
 def send(fd, kind, ident=0, elapsed=0, payload=b""):
     write_all(fd, HEADER.pack(len(payload), kind, 0, 0, ident, elapsed) + payload)
+
+
+def flush_streams():
+    """Write out what was printed; a model may have closed or replaced either stream."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
 
 
 def move_up(fd):
@@ -315,16 +324,18 @@ class Zygote:
         send(self.report, HELLO, payload=json.dumps(greeting).encode())
         capabilities = b'{"batch": false, "journal": true}'
         if self.fork_after_init:
+            guard = self.guard_init()
             try:
                 self.model = Model(self.bundle, self.entry)
             except BaseException as error:
                 send(self.report, INIT_FAILED, payload=self.init_traceback(error))
-                self.leave(1)
+                self.leave_with_group()
+            os.kill(guard, signal.SIGKILL)
+            os.waitpid(guard, 0)
             capabilities = self.model.capabilities()
             gc.collect()
             gc.freeze()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         die_with_parent(False)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(move_up(wake_write), warn_on_full_buffer=False)
@@ -332,6 +343,26 @@ class Zygote:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         send(self.report, READY, payload=capabilities)
         self.loop(move_up(wake_read))
+
+    def guard_init(self):
+        """A process that ends what init started, should the watchdog end before init returned.
+
+        The kernel then ends the zygote itself, which cannot look at its channel, but no child of it.
+        """
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            os.setpgid(0, 0)
+            channel = os.dup2(self.control, 0)
+            os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+            hang_up = select.poll()
+            hang_up.register(channel, 0)
+            hang_up.poll()
+            os.killpg(zygote, signal.SIGKILL)
+        finally:
+            os._exit(0)
 
     def init_traceback(self, error):
         if isinstance(error, SystemExit):
@@ -341,12 +372,15 @@ class Zygote:
         return text("".join(lines))
 
     def leave(self, code):
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except Exception:
-            pass
+        flush_streams()
         os._exit(code)
+
+    def leave_with_group(self):
+        """Leave, and end what init started too: the zygote leads a group of its own."""
+        flush_streams()
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
 
     def loop(self, wake):
         poll = select.poll()
@@ -365,7 +399,7 @@ class Zygote:
                 if frame is None:
                     # The watchdog is gone: nothing may outlive it.
                     self.kill_all()
-                    self.leave(0)
+                    self.leave_with_group()
                 _, kind, _, _, ident, slot = HEADER.unpack(frame)
                 if kind == FORK:
                     self.fork(ident, slot)

@@ -31,10 +31,11 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 			p = p[1:]
 			w.emit(w.part)
 			w.part = w.part[:0]
-		} else if w.limit > 0 && len(w.part) >= w.limit {
+		} else if w.limit > 0 && len(w.part) >= w.limit && len(p) > 0 {
+			// Only what follows tells a cut from the end of a line that just fits.
 			w.emit(w.part)
 			w.part = w.part[:0]
-			if len(p) > 0 && p[0] == '\n' {
+			if p[0] == '\n' {
 				p = p[1:]
 			}
 		}

@@ -277,6 +277,7 @@ func (s *Server) functionHandler() http.Handler {
 			s.probe(w, r, s.version)
 		case len(path) >= 3 && path[:3] == "/_/":
 			s.stamp(w, callID(r))
+			stampTimes(w.Header(), 0, 0, 0)
 			writeProblem(w, newProblem(http.StatusNotFound, path+" is not one of /_/health, /_/ready, /_/version"))
 		default:
 			s.predict(w, r)
@@ -286,6 +287,7 @@ func (s *Server) functionHandler() http.Handler {
 
 func (s *Server) probe(w http.ResponseWriter, r *http.Request, handle http.HandlerFunc) {
 	s.stamp(w, callID(r))
+	stampTimes(w.Header(), 0, 0, 0)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		writeProblem(w, newProblem(http.StatusMethodNotAllowed, "a probe is a GET"))

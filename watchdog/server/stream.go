@@ -57,7 +57,10 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, id string) int {
 	}()
 	predict := s.writeRows(ctx, control, w, rows)
 	cancel()
-	for range rows { // the reader's rows are not waited for: their calls end by themselves
+	for left := range rows { // nobody waits for these any more: what is queued leaves the queue
+		if left.call != nil {
+			_, _ = s.pool.Wait(ctx, left.call)
+		}
 	}
 	took := time.Since(began)
 	stampTimes(h, took, max(0, took-predict), predict)
@@ -113,7 +116,10 @@ func readLine(in *bufio.Reader, limit int) (line []byte, tooLong bool, err error
 			line = append(line, part...)
 		}
 		if !errors.Is(err, bufio.ErrBufferFull) {
-			return bytes.TrimSuffix(line, []byte("\n")), tooLong, err
+			if line = bytes.TrimSuffix(line, []byte("\n")); len(line) > limit { // a last line without an end
+				line, tooLong = nil, true
+			}
+			return line, tooLong, err
 		}
 		part, err = in.ReadSlice('\n')
 	}

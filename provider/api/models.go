@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -99,7 +100,7 @@ func (b *patientBody) Read(p []byte) (int, error) {
 	if err != nil {
 		_ = b.stream.SetReadDeadline(time.Time{})
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%w request: the body did not arrive: %w", backend.ErrInvalid, err)
 	}
 	return n, err

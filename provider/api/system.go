@@ -75,7 +75,9 @@ func read(w http.ResponseWriter, r *http.Request, value any) error {
 	return nil
 }
 
-func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "OK\n") }
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
+	_, _ = io.WriteString(w, "OK\n")
+}
 
 func (s *Server) info(w http.ResponseWriter, _ *http.Request) {
 	version := types.VersionInfo{Release: s.version}

@@ -52,7 +52,7 @@ func (p *Pool) Forward(w http.ResponseWriter, r *http.Request, target, host stri
 		defer buffers.Put(body)
 		body.Reset()
 		if n, err := body.ReadFrom(r.Body); err != nil || n != r.ContentLength {
-			return 0, fmt.Errorf("%w while it sent its request: %v", ErrClientGone, err)
+			return 0, fmt.Errorf("%w while it sent its request: %w", ErrClientGone, err)
 		}
 	}
 	take := p.get
@@ -88,7 +88,7 @@ func (p *Pool) call(c *conn, w http.ResponseWriter, r *http.Request, target, hos
 		}
 	}()
 
-	writeRequestHead(c.w, r, target, host, header, body)
+	writeRequestHead(c.w, r, target, host, header)
 	var upload *upload
 	if streaming {
 		if err := c.w.Flush(); err != nil {
@@ -158,7 +158,7 @@ func broken(ctx context.Context, err error) error {
 }
 
 // writeRequestHead fills w's buffer with the request line and headers.
-func writeRequestHead(w *bufio.Writer, r *http.Request, target, host string, header http.Header, body *bytes.Buffer) {
+func writeRequestHead(w *bufio.Writer, r *http.Request, target, host string, header http.Header) {
 	w.WriteString(r.Method)
 	w.WriteByte(' ')
 	w.WriteString(target)

@@ -103,6 +103,10 @@ func (b *bench) run() (err error) {
 	if b.dir, err = os.MkdirTemp("", "bench-"); err != nil {
 		return err
 	}
+	// The provider as root gives the function a user of its own, which must reach its data directory.
+	if err := os.Chmod(b.dir, 0o711); err != nil {
+		return err
+	}
 	fmt.Printf("%d cores shared with the load generator; median of %d rounds, least and most behind it\n\n", cores(), rounds)
 	for _, step := range []func() error{b.throughput, b.stream, b.addWorker, b.queueing} {
 		if err := step(); err != nil {
@@ -335,7 +339,6 @@ func (b *bench) addWorker() error {
 	if err := os.WriteFile(filepath.Join(bundle, "coefficients", "w.bin"), weights, 0o644); err != nil {
 		return err
 	}
-	weights = nil
 	admin := filepath.Join(b.dir, "admin.sock")
 	cmd, err := b.watchdog(29300, bundle, 1, "admin_socket="+admin)
 	if err != nil {

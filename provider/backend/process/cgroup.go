@@ -112,7 +112,7 @@ func (c *cgroups) openV1(controller, own string) string {
 // isCgroup tells a hierarchy from the plain directory that hierarchies are mounted in.
 func isCgroup(dir string, magic int64) bool {
 	var fs unix.Statfs_t
-	return unix.Statfs(dir, &fs) == nil && int64(fs.Type) == magic
+	return unix.Statfs(dir, &fs) == nil && int64(fs.Type) == magic //nolint:unconvert // 32 bits on some architectures
 }
 
 // sweepCgroup kills and removes what is in the group's children.
@@ -137,7 +137,7 @@ func emptyCgroup(dir string) {
 		}
 		for field := range strings.FieldsSeq(string(procs)) {
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-				unix.Kill(pid, unix.SIGKILL)
+				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}
 		if err := os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {

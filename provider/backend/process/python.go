@@ -216,11 +216,18 @@ func (e *environments) seal(env string) error {
 	if e.id.uid == 0 {
 		return nil
 	}
-	return filepath.WalkDir(env, func(path string, entry fs.DirEntry, err error) error {
+	// The builder owns these files until the walk is through: a link that it puts in one's place
+	// must not lead root out of the environment.
+	root, err := os.OpenRoot(env)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if err := os.Lchown(path, 0, 0); err != nil {
+		if err := root.Lchown(path, 0, 0); err != nil {
 			return err
 		}
 		if entry.Type()&fs.ModeSymlink != 0 {
@@ -234,7 +241,7 @@ func (e *environments) seal(env string) error {
 		if entry.IsDir() || perm&0o100 != 0 {
 			perm |= 0o111
 		}
-		return os.Chmod(path, perm)
+		return root.Chmod(path, perm)
 	})
 }
 

@@ -33,7 +33,7 @@ func parseMemory(s string) (int64, error) {
 	}
 	n, err := strconv.ParseFloat(m[1]+m[2], 64)
 	if err != nil {
-		return 0, fmt.Errorf("%w memory quantity %.40q: %v", backend.ErrInvalid, s, err)
+		return 0, fmt.Errorf("%w memory quantity %.40q: %w", backend.ErrInvalid, s, err)
 	}
 	n *= memoryUnit[m[3]]
 	if n < leastMemory || n > math.MaxInt64/2 {
@@ -60,7 +60,7 @@ func parseCPU(s string) (int64, error) {
 	}
 	n, err := strconv.ParseFloat(s, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%w cpu quantity %.40q: %v", backend.ErrInvalid, s, err)
+		return 0, fmt.Errorf("%w cpu quantity %.40q: %w", backend.ErrInvalid, s, err)
 	}
 	milli := int64(math.Round(n * scale))
 	if milli < leastCPU {

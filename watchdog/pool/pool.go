@@ -149,15 +149,52 @@ func (p *Pool) Do(ctx context.Context, body []byte, tag string, arrived, deadlin
 // must be waited for. It never blocks: without room in the queue it returns ErrFull.
 func (p *Pool) Submit(body []byte, tag string, arrived, deadline time.Time) (*Call, error) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	c, err := p.admit(body, tag, arrived, deadline)
+	if err == nil {
+		p.rouse()
+	}
+	return c, err
+}
+
+// SubmitAll is Submit for a run of requests. It returns the calls of those it took, which are the
+// first ones, and why it did not take the next.
+func (p *Pool) SubmitAll(bodies [][]byte, tag string, arrived, deadline time.Time) ([]*Call, error) {
+	calls := make([]*Call, 0, len(bodies))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var err error
+	for _, body := range bodies {
+		var c *Call
+		if c, err = p.admit(body, tag, arrived, deadline); err != nil {
+			break
+		}
+		calls = append(calls, c)
+	}
+	p.rouse()
+	return calls, err
+}
+
+// rouse gives idle workers what is queued. A busy one gets its next calls when it has answered, all
+// with one write; handing them over one by one as they come costs both sides a system call each. The
+// lock is held as in dispatch.
+func (p *Pool) rouse() {
+	for p.queue.head != nil {
+		w := p.freeWorker()
+		if w == nil || len(w.sent) > 0 || !p.dispatch(w) {
+			return
+		}
+	}
+}
+
+// admit queues a call, or says why not. The lock is held.
+func (p *Pool) admit(body []byte, tag string, arrived, deadline time.Time) (*Call, error) {
 	switch {
 	case p.draining:
-		p.mu.Unlock()
 		return nil, ErrDraining
 	case p.notReady != "":
-		p.mu.Unlock()
 		return nil, &NotReadyError{p.notReady}
 	case p.queue.length >= p.cfg.QueueDepth && p.freeWorker() == nil:
-		p.mu.Unlock()
 		return nil, ErrFull
 	}
 	c := &Call{body: body, tag: tag, arrived: arrived, deadline: deadline, done: make(chan struct{}, 1)}
@@ -167,12 +204,6 @@ func (p *Pool) Submit(body []byte, tag string, arrived, deadline time.Time) (*Ca
 		p.armed = true
 		p.alarm <- struct{}{}
 	}
-	// A busy worker gets its next calls when it has answered, all with one write; handing them over
-	// one by one as they come costs both sides a system call each.
-	if w := p.freeWorker(); w != nil && len(w.sent) == 0 {
-		p.dispatch(w)
-	}
-	p.mu.Unlock()
 	return c, nil
 }
 
@@ -487,14 +518,24 @@ func (p *Pool) check(now time.Time) {
 	}
 }
 
-// Poll is Wait for a call that may be answered already: done is false when it is not. A call that
+// Poll is Wait with a bound: done is false when the call is not answered within patience. A call that
 // was polled with done must not be waited for.
-func (p *Pool) Poll(c *Call) (answer Answer, err error, done bool) {
+func (p *Pool) Poll(c *Call, patience time.Duration) (answer Answer, err error, done bool) {
 	select {
 	case <-c.done:
 		answer, err = c.result()
 		return answer, err, true
 	default:
-		return Answer{}, nil, false
 	}
+	if patience > 0 {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		select {
+		case <-c.done:
+			answer, err = c.result()
+			return answer, err, true
+		case <-timer.C:
+		}
+	}
+	return Answer{}, nil, false
 }

@@ -18,11 +18,19 @@ import (
 // every worker fed, and leaves queue room to others.
 const rowsAhead = 128
 
+// rowsAtOnce is how many rows go to the pool in one step.
+const rowsAtOnce = 32
+
+// flushPatience is how long an answer may wait for the next one, when there is a next one on its way,
+// so that they leave with one write.
+const flushPatience = time.Millisecond
+
 // row is one line of a stream on its way to its answer.
 type row struct {
-	call   *pool.Call // nil when problem says why there is none
-	isJSON bool       // the line was a JSON value other than a string, and so may its answer be
-	bad    *problem
+	request []byte
+	isJSON  bool       // the line was a JSON value other than a string, and so may its answer be
+	call    *pool.Call // nil when bad says why there is none
+	bad     *problem
 }
 
 // stream answers NDJSON: a row in, a row out, in order. A row given as a JSON string is predict's
@@ -80,6 +88,7 @@ func (s *Server) readRows(ctx context.Context, control *http.ResponseController,
 			return false
 		}
 	}
+	var run []row
 	for {
 		if in.Buffered() == 0 && s.settings.ReadTimeout > 0 {
 			_ = control.SetReadDeadline(time.Now().Add(s.settings.ReadTimeout))
@@ -88,18 +97,38 @@ func (s *Server) readRows(ctx context.Context, control *http.ResponseController,
 		if err != nil && !errors.Is(err, io.EOF) {
 			status, detail := unreadBody(err, s.settings.ReadTimeout)
 			p := newProblem(status, detail)
-			send(row{bad: &p})
+			s.submitRows(ctx, r, id, run)
+			for _, next := range append(run, row{bad: &p}) {
+				if !send(next) {
+					return
+				}
+			}
 			return
 		}
 		if trimmed := bytes.TrimSpace(line); tooLong || len(trimmed) > 0 {
-			if !send(s.submitRow(ctx, r, id, trimmed, tooLong)) {
+			run = append(run, parseRow(trimmed, tooLong))
+		}
+		// Rows that came together are handed over together.
+		if err == nil && len(run) < rowsAtOnce && lineBuffered(in) {
+			continue
+		}
+		s.submitRows(ctx, r, id, run)
+		for _, next := range run {
+			if !send(next) {
 				return
 			}
 		}
+		run = run[:0]
 		if err != nil {
 			return
 		}
 	}
+}
+
+// lineBuffered reports whether a whole line can be had without waiting.
+func lineBuffered(in *bufio.Reader) bool {
+	have, _ := in.Peek(in.Buffered())
+	return bytes.IndexByte(have, '\n') >= 0
 }
 
 // readLine returns the next line without its end. A line over limit is skipped and reported.
@@ -125,46 +154,56 @@ func readLine(in *bufio.Reader, limit int) (line []byte, tooLong bool, err error
 	}
 }
 
-func (s *Server) submitRow(ctx context.Context, r *http.Request, id string, line []byte, tooLong bool) row {
+// parseRow reads one line.
+func parseRow(line []byte, tooLong bool) row {
 	bad := func(status int, detail string) row {
 		p := newProblem(status, detail)
 		return row{bad: &p}
 	}
-	if tooLong {
+	switch {
+	case tooLong:
 		return bad(http.StatusRequestEntityTooLarge, "the line is larger than max_body_bytes")
-	}
-	if !utf8.Valid(line) {
+	case !utf8.Valid(line):
 		return bad(http.StatusBadRequest, "the line is not UTF-8")
-	}
-	next := row{isJSON: line[0] != '"'}
-	request := line
-	if next.isJSON {
-		if !json.Valid(line) {
-			return bad(http.StatusBadRequest, "the line is not a JSON value")
+	case line[0] == '"':
+		if text, ok := unquote(line); ok {
+			return row{request: text}
 		}
-	} else {
-		text, ok := unquote(line)
-		if !ok {
-			return bad(http.StatusBadRequest, "the line is not a JSON value")
-		}
-		request = text
+	case json.Valid(line):
+		return row{request: line, isJSON: true}
 	}
+	return bad(http.StatusBadRequest, "the line is not a JSON value")
+}
+
+// submitRows hands the good rows of a run to the pool. A stream waits for room where a single request
+// is told to come back.
+func (s *Server) submitRows(ctx context.Context, r *http.Request, id string, run []row) {
 	arrived := time.Now()
 	deadline, _ := s.deadline(r, arrived)
-	for {
-		call, err := s.pool.Submit(request, id, arrived, deadline)
-		if err == nil {
-			next.call = call
-			return next
+	left := make([]*row, 0, len(run))
+	bodies := make([][]byte, 0, len(run))
+	for i := range run {
+		if run[i].bad == nil {
+			left, bodies = append(left, &run[i]), append(bodies, run[i].request)
 		}
-		// A stream waits where a single request is told to come back.
-		if errors.Is(err, pool.ErrFull) && ctx.Err() == nil && (deadline.IsZero() || time.Now().Before(deadline)) {
+	}
+	for len(left) > 0 {
+		calls, err := s.pool.SubmitAll(bodies, id, arrived, deadline)
+		for i, call := range calls {
+			left[i].call = call
+		}
+		left, bodies = left[len(calls):], bodies[len(calls):]
+		switch {
+		case err == nil:
+		case errors.Is(err, pool.ErrFull) && ctx.Err() == nil && (deadline.IsZero() || time.Now().Before(deadline)):
 			time.Sleep(time.Millisecond)
-			continue
+		default:
+			p := problemOf(err)
+			for _, next := range left {
+				next.bad = &p
+			}
+			return
 		}
-		p := problemOf(err)
-		next.bad = &p
-		return next
 	}
 }
 
@@ -210,8 +249,8 @@ func appendQuoted(dst, text []byte) []byte {
 	return append(dst, bytes.TrimSuffix(buf.Bytes(), []byte("\n"))...)
 }
 
-// writeRows waits for each row in its turn and writes it. It flushes whenever it would have to wait,
-// so that an answer never lies in a buffer while its reader waits. It returns the time spent in
+// writeRows waits for each row in its turn and writes it. It flushes when it would have to wait, so
+// that an answer does not lie in a buffer while its reader waits. It returns the time spent in
 // predict.
 func (s *Server) writeRows(ctx context.Context, control *http.ResponseController, w io.Writer, rows <-chan row) (predict time.Duration) {
 	var out []byte
@@ -244,7 +283,11 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 		if bad == nil {
 			var err error
 			var done bool
-			if answer, err, done = s.pool.Poll(next.call); !done {
+			patience := time.Duration(0)
+			if len(out) > 0 {
+				patience = flushPatience
+			}
+			if answer, err, done = s.pool.Poll(next.call, patience); !done {
 				if !flush() {
 					return predict
 				}

@@ -240,8 +240,8 @@ func (z *Zygote) readReports(frames *frameReader) {
 	}
 	z.mu.Unlock()
 	for _, w := range orphans {
-		if w.pid != 0 {
-			_ = unix.Kill(-w.pid, unix.SIGKILL)
+		if w.Pid() != 0 {
+			_ = unix.Kill(-w.Pid(), unix.SIGKILL)
 		}
 		z.forget(w, 128+int(unix.SIGKILL))
 	}

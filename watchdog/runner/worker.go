@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,7 @@ type Worker struct {
 
 	zygote  *Zygote
 	slot    int
-	pid     int
+	pid     atomic.Int64 // 0 until it is up
 	in      *os.File
 	out     *os.File
 	frames  *frameReader
@@ -143,7 +144,8 @@ func (w *Worker) awaitUp(ctx context.Context) error {
 	if err := json.Unmarshal(payload, &caps); err != nil {
 		return fmt.Errorf("start a worker: read its UP: %w", err)
 	}
-	w.pid, w.Batch = int(h.Elapsed), caps.Batch
+	w.Batch = caps.Batch
+	w.pid.Store(int64(h.Elapsed))
 	if !caps.Journal {
 		w.Journal = nil
 	}
@@ -166,7 +168,7 @@ func (w *Worker) exited(code int) {
 }
 
 // Pid of the worker's process.
-func (w *Worker) Pid() int { return w.pid }
+func (w *Worker) Pid() int { return int(w.pid.Load()) }
 
 // Write sends frames. It blocks while the channel is full, and fails when the worker is gone.
 func (w *Worker) Write(frames []byte) error {

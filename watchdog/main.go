@@ -31,15 +31,15 @@ func main() {
 }
 
 func run(args []string) error {
-	settings, err := server.ReadSettings(os.Getenv)
+	settings, settingsErr := server.ReadSettings(os.Getenv)
 	command := ""
 	if len(args) > 0 {
 		command = args[0]
 	}
 	switch command {
 	case "":
-		if err != nil {
-			return err
+		if settingsErr != nil {
+			return settingsErr
 		}
 		return serve(settings)
 	case "version", "check":
@@ -58,6 +58,9 @@ func run(args []string) error {
 		defer cleanup()
 		if command == "version" {
 			return printVersion(bundle)
+		}
+		if settingsErr != nil {
+			return settingsErr
 		}
 		return check(settings, bundle)
 	case "-run-healthcheck", "--run-healthcheck":
@@ -172,25 +175,8 @@ func check(settings server.Settings, b *model.Bundle) error {
 		<-changed
 	}
 	fmt.Printf("%s %s: init took %s\n", b.Name, b.Version.ID, time.Since(began).Round(time.Millisecond))
-	wrong := 0
-	for i, example := range b.Examples {
-		arrived := time.Now()
-		deadline := time.Time{}
-		if settings.ExecTimeout > 0 {
-			deadline = arrived.Add(settings.ExecTimeout)
-		}
-		answer, err := p.Do(context.Background(), []byte(example.Request), "check", arrived, deadline)
-		switch {
-		case err != nil:
-			wrong++
-			fmt.Printf("example %d: request %q: %v\n", i+1, example.Request, err)
-		case string(answer.Body) != example.Response:
-			wrong++
-			fmt.Printf("example %d: request %q: expected %q, got %q\n", i+1, example.Request, example.Response, answer.Body)
-		}
-	}
-	if wrong > 0 {
-		return fmt.Errorf("%d of %d examples failed", wrong, len(b.Examples))
+	if err := server.CheckExamples(context.Background(), p, b, settings.ExecTimeout); err != nil {
+		return err
 	}
 	fmt.Printf("%d of %d examples answered as expected\n", len(b.Examples), len(b.Examples))
 	return nil

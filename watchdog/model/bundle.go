@@ -90,7 +90,11 @@ func open(dir, fallbackName string) (*Bundle, error) {
 	defer root.Close()
 
 	b := &Bundle{Dir: dir}
+	fallbackName = validName(fallbackName)
 	var manifest, entry []byte
+	if info, err := root.Lstat(ManifestName); err == nil && !info.Mode().IsRegular() {
+		return nil, refused(ManifestName, "is not a file")
+	}
 	if manifest, err = root.ReadFile(ManifestName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open bundle: %w", err)
 	}
@@ -113,6 +117,23 @@ func open(dir, fallbackName string) (*Bundle, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+// validName makes a name that ValidName accepts of a folder's or zip's name.
+func validName(s string) string {
+	name := strings.Map(func(r rune) rune {
+		if (r >= 'a' && r <= 'z') || (r >= '0' && r <= '9') {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(s))
+	if len(name) > 63 {
+		name = name[:63]
+	}
+	if name = strings.Trim(name, "-"); name == "" {
+		return "model"
+	}
+	return name
 }
 
 // ignored reports whether a file is a by-product of running, editing or keeping a bundle rather

@@ -141,7 +141,8 @@ func parseManifest(raw []byte) (Manifest, error) {
 func yamlReason(err error) string {
 	var typed *yaml.TypeError
 	if errors.As(err, &typed) {
-		return strings.Join(typed.Errors, "; ")
+		// The decoder names the Go type, which means nothing to a bundle's author.
+		return strings.ReplaceAll(strings.Join(typed.Errors, "; "), " not found in type model.Manifest", " is not one of model.yml's")
 	}
 	return strings.TrimPrefix(err.Error(), "yaml: ")
 }

@@ -388,6 +388,8 @@ func (w *worker) settleSent(reason string) (lost int) {
 		case c.expired(now) && begun[i]:
 			p.settle(c, nil, ErrTimeout, now.Sub(w.lastMove))
 			lost++
+		case p.ctx.Err() != nil:
+			p.settle(c, nil, ErrDraining, 0)
 		case begun[i] && c.grouped:
 			// Which of a batch was the end of it cannot be told; each is asked again by itself.
 			c.grouped, c.alone = false, true
@@ -395,8 +397,6 @@ func (w *worker) settleSent(reason string) (lost int) {
 		case begun[i]:
 			p.settle(c, nil, &CrashError{reason}, now.Sub(w.lastMove))
 			lost++
-		case p.ctx.Err() != nil:
-			p.settle(c, nil, ErrDraining, 0)
 		default:
 			p.queue.pushFront(c)
 		}

@@ -43,6 +43,13 @@ def text(obj):
     return str(obj).encode("utf-8", "backslashreplace")
 
 
+def authors(trace):
+    """The part of a traceback that is the model's author's: less the runner's and import's frames."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith((__file__, "<frozen importlib")):
+        trace = trace.tb_next
+    return trace
+
+
 def describe(error):
     """The payload of RAISED: type, message and traceback, separated by NUL."""
     try:
@@ -50,9 +57,7 @@ def describe(error):
     except BaseException:
         message = b"(its message could not be read)"
     try:
-        # The first frame is the runner's own; what is the author's begins with the second.
-        tb = error.__traceback__.tb_next or error.__traceback__
-        trace = text("".join(traceback.format_exception(type(error), error, tb)))
+        trace = text("".join(traceback.format_exception(type(error), error, authors(error.__traceback__))))
     except BaseException:
         trace = b"(no traceback)"
     parts = (text(type(error).__name__), message, trace)
@@ -367,9 +372,7 @@ class Zygote:
     def init_traceback(self, error):
         if isinstance(error, SystemExit):
             return text(f"init left the process with exit code {error.code}")
-        trace = error.__traceback__.tb_next
-        lines = traceback.format_exception(type(error), error, trace)
-        return text("".join(lines))
+        return text("".join(traceback.format_exception(type(error), error, authors(error.__traceback__))))
 
     def leave(self, code):
         flush_streams()

@@ -106,6 +106,10 @@ func (s *Server) predict(w http.ResponseWriter, r *http.Request) {
 		fail(newProblem(http.StatusTooManyRequests, "max_inflight is reached"), pool.Answer{})
 		return
 	}
+	if err := s.accepts(); err != nil {
+		fail(problemOf(err), pool.Answer{})
+		return
+	}
 	deadline, err := s.deadline(r, arrived)
 	if err != nil {
 		fail(newProblem(http.StatusBadRequest, err.Error()), pool.Answer{})

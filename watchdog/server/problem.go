@@ -55,8 +55,11 @@ func problemOf(err error) problem {
 }
 
 func writeProblem(w http.ResponseWriter, p problem) {
-	body, _ := json.Marshal(p)
 	h := w.Header()
+	if ids := h["X-Call-Id"]; p.CallID == "" && len(ids) > 0 {
+		p.CallID = ids[0]
+	}
+	body, _ := json.Marshal(p)
 	h.Set("Content-Type", "application/problem+json")
 	if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", "1")

@@ -41,7 +41,9 @@ type Server struct {
 	inFlight atomic.Int64
 	leaving  atomic.Bool // SIGTERM came: unhealthy, but still serving
 	held     atomic.Int64
-	lock     string // path of the lock file, "" when there is none
+	open     atomic.Bool           // the examples were answered as the bundle says: calls are taken
+	failure  atomic.Pointer[error] // why the model will never be ready
+	lock     string                // path of the lock file, "" when there is none
 }
 
 // Run serves bundle until ctx ends, then drains: every accepted request is answered. now says whether
@@ -182,7 +184,7 @@ func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error 
 		case <-time.After(failedLinger):
 		}
 		function.Close()
-		return s.pool.Failed()
+		return *s.failure.Load()
 	}
 	return s.drain(function, now, failed)
 }
@@ -195,12 +197,23 @@ func (s *Server) watchInit() (failed <-chan struct{}, stop func()) {
 	go func() {
 		for {
 			changed := s.pool.Changed()
-			if err := s.pool.Failed(); err != nil {
-				s.logger.Error("the model did not initialise", "error", err)
+			err := s.pool.Failed()
+			up := err == nil && s.pool.Ready() == nil
+			if up {
+				// A version that answers its own examples wrongly never gets a call.
+				err = CheckExamples(ctx, s.pool, s.bundle, s.settings.ExecTimeout)
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				s.failure.Store(&err)
+				s.logger.Error("the model cannot be served", "error", err)
 				close(closed)
 				return
 			}
-			if s.pool.Ready() == nil {
+			if up {
+				s.open.Store(true)
 				s.logger.Info("ready", "took", time.Since(began).Round(time.Millisecond).String(), "runtime", s.pool.Stats().Runtime)
 				return
 			}
@@ -222,7 +235,7 @@ func (s *Server) drain(function *http.Server, now func() bool, failed <-chan str
 	select {
 	case <-failed:
 		function.Close()
-		return s.pool.Failed()
+		return *s.failure.Load()
 	default:
 	}
 	if wait := s.settings.HealthcheckInterval; wait > 0 && !now() {
@@ -232,8 +245,12 @@ func (s *Server) drain(function *http.Server, now func() bool, failed <-chan str
 		}
 	}
 	s.logger.Info("draining", "requests", s.inFlight.Load())
-	ctx, cancel := context.WithTimeout(context.Background(), s.settings.DrainTimeout)
-	defer cancel()
+	ctx := context.Background()
+	if s.settings.DrainTimeout > 0 {
+		limited, cancel := context.WithTimeout(ctx, s.settings.DrainTimeout)
+		defer cancel()
+		ctx = limited
+	}
 	if err := function.Shutdown(ctx); err != nil {
 		return fmt.Errorf("%d requests did not end within drain_timeout (%s)", s.inFlight.Load(), s.settings.DrainTimeout)
 	}
@@ -316,8 +333,8 @@ func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 		writeProblem(w, newProblem(http.StatusServiceUnavailable, "the watchdog is shutting down"))
 		return
 	}
-	if err := s.pool.Failed(); err != nil {
-		writeProblem(w, newProblem(http.StatusServiceUnavailable, err.Error()))
+	if err := s.accepts(); err != nil {
+		writeProblem(w, problemOf(err))
 		return
 	}
 	if err := s.pool.Ready(); err != nil {
@@ -329,6 +346,20 @@ func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	writeJSON(w, http.StatusOK, map[string]string{"status": "ready"})
+}
+
+// accepts is nil once the model is up and answered its examples.
+func (s *Server) accepts() error {
+	if s.open.Load() {
+		return nil
+	}
+	if failure := s.failure.Load(); failure != nil {
+		return &pool.NotReadyError{Reason: (*failure).Error()}
+	}
+	if err := s.pool.Ready(); err != nil {
+		return err
+	}
+	return &pool.NotReadyError{Reason: "the bundle's examples are being checked"}
 }
 
 func (s *Server) version(w http.ResponseWriter, _ *http.Request) {

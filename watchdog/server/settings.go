@@ -60,7 +60,7 @@ var Variables = []Setting{
 	{"read_timeout", "30s", "bound on reading a request", duration(func(s *Settings) *time.Duration { return &s.ReadTimeout })},
 	{"write_timeout", "30s", "bound on writing an answer once it is there", duration(func(s *Settings) *time.Duration { return &s.WriteTimeout })},
 	{"healthcheck_interval", "write_timeout", "how long to go on serving, unhealthy, after SIGTERM", duration(func(s *Settings) *time.Duration { return &s.HealthcheckInterval })},
-	{"drain_timeout", "exec_timeout", "how long accepted requests may take to end after that", duration(func(s *Settings) *time.Duration { return &s.DrainTimeout })},
+	{"drain_timeout", "the longer of exec_timeout and write_timeout", "how long accepted requests may take to end after that; 0 is no limit", duration(func(s *Settings) *time.Duration { return &s.DrainTimeout })},
 	{"max_inflight", "0", "requests served at once, beyond which 429; 0 is no limit but the queue's", whole(func(s *Settings) *int { return &s.MaxInflight }, 0, 1<<30)},
 	{"max_body_bytes", "16777216", "bound on a request body, and on one NDJSON line", whole64(func(s *Settings) *int64 { return &s.MaxBodyBytes }, 1, 128<<20)},
 	{"queue_depth", "256", "requests that may wait for a worker, beyond which 429", whole(func(s *Settings) *int { return &s.QueueDepth }, 1, 1<<20)},
@@ -101,6 +101,9 @@ func ReadSettings(getenv func(string) string) (Settings, error) {
 	}
 	if s.DrainTimeout < 0 {
 		s.DrainTimeout = max(s.ExecTimeout, s.WriteTimeout)
+		if s.ExecTimeout == 0 || s.WriteTimeout == 0 {
+			s.DrainTimeout = 0 // a request that may take for ever may do so while draining
+		}
 	}
 	return s, nil
 }

@@ -63,7 +63,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, id string) int {
 		defer close(rows)
 		s.readRows(ctx, control, r, id, rows)
 	}()
-	predict := s.writeRows(ctx, control, w, rows)
+	predict := s.writeRows(ctx, control, w, id, rows)
 	cancel()
 	for left := range rows { // nobody waits for these any more: what is queued leaves the queue
 		if left.call != nil {
@@ -252,7 +252,7 @@ func appendQuoted(dst, text []byte) []byte {
 // writeRows waits for each row in its turn and writes it. It flushes when it would have to wait, so
 // that an answer does not lie in a buffer while its reader waits. It returns the time spent in
 // predict.
-func (s *Server) writeRows(ctx context.Context, control *http.ResponseController, w io.Writer, rows <-chan row) (predict time.Duration) {
+func (s *Server) writeRows(ctx context.Context, control *http.ResponseController, w io.Writer, id string, rows <-chan row) (predict time.Duration) {
 	var out []byte
 	flush := func() bool {
 		if len(out) == 0 {
@@ -296,7 +296,7 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 			if err != nil {
 				p := problemOf(err)
 				bad = &p
-				s.logFailure(err, "")
+				s.logFailure(err, id)
 			}
 			predict += answer.Predict
 			s.metrics.queue.Observe(answer.Queue.Seconds())
@@ -304,7 +304,9 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 		}
 		switch {
 		case bad != nil:
-			line, _ := json.Marshal(map[string]problem{"error": *bad})
+			told := *bad
+			told.CallID = id
+			line, _ := json.Marshal(map[string]problem{"error": told})
 			out = append(out, line...)
 		case next.isJSON && json.Valid(answer.Body) && !bytes.ContainsRune(answer.Body, '\n'):
 			out = append(out, answer.Body...)

@@ -76,7 +76,7 @@ func (b *Backend) start(l *launch, replicas uint64, log *journal) (_ *instance, 
 	if err := b.furnish(i, l); err != nil {
 		return nil, err
 	}
-	i.pool = upstream.NewPool(filepath.Join(i.dir, functionSocket), b.config.MaxIdleConns)
+	i.pool = upstream.NewPool(filepath.Join(i.dir, functionSocket), filepath.Join(i.dir, adminSocket), b.config.MaxIdleConns)
 
 	cmd := exec.Command(b.fwatchdog)
 	cmd.Dir = i.dir
@@ -232,7 +232,7 @@ func (i *instance) awaitReady(ctx context.Context) error {
 
 // failed tells a reason that stays from one that passes.
 func failed(detail string) bool {
-	return detail != "" && !strings.Contains(detail, "init is running")
+	return detail != "" && detail != "init is running" && detail != "the bundle's examples are being checked"
 }
 
 func (i *instance) ready(ctx context.Context) (int, string, error) {

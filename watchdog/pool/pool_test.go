@@ -1,0 +1,428 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/faas-predict/faas-predict/watchdog/model"
+	"github.com/faas-predict/faas-predict/watchdog/runner"
+)
+
+// interpreter is python3 itself: a version manager's wrapper costs more than Python's own start.
+var interpreter = "python3"
+
+func TestMain(m *testing.M) {
+	if out, err := exec.Command("python3", "-c", "import sys; print(sys.executable)").Output(); err == nil {
+		interpreter = strings.TrimSpace(string(out))
+	}
+	os.Setenv("PYTHONDONTWRITEBYTECODE", "1")
+	goleak.VerifyTestMain(m)
+}
+
+const script = `
+import os, signal, time
+
+def predict(request):
+    verb, _, argument = request.partition(" ")
+    if verb == "exit":
+        os._exit(int(argument))
+    if verb == "sleep":
+        time.sleep(float(argument))
+    if verb == "raise":
+        raise ValueError(argument)
+    if verb == "none":
+        return None
+    return argument
+`
+
+// newPool runs code on a pool that is ready, and closes it when the test ends.
+func newPool(t *testing.T, code string, change func(*Config)) *Pool {
+	t.Helper()
+	p := launchPool(t, code, change)
+	for {
+		changed := p.Changed()
+		if err := p.Failed(); err != nil {
+			t.Fatal(err)
+		}
+		if p.Ready() == nil {
+			return p
+		}
+		select {
+		case <-changed:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("not ready: %v", p.Ready())
+		}
+	}
+}
+
+func launchPool(t *testing.T, code string, change func(*Config)) *Pool {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "model")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "main.py"), []byte(code), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := model.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		Runner: runner.Config{
+			Bundle: bundle, StartMethod: model.StartFork, Interpreter: interpreter, InitTimeout: 20 * time.Second,
+			Log: func(string, uint64, []byte) {}, LogBuffer: 64 << 10, Logger: slog.New(slog.DiscardHandler),
+		},
+		Workers: 2, QueueDepth: 1000, BatchMaxSize: 16, Logger: slog.New(slog.DiscardHandler), Metrics: &Metrics{},
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	p := New(cfg)
+	t.Cleanup(p.Close)
+	return p
+}
+
+func ask(p *Pool, request string) (string, error) {
+	a, err := p.Do(context.Background(), []byte(request), "test", time.Now(), time.Now().Add(20*time.Second))
+	return string(a.Body), err
+}
+
+func TestAnswersAndFailuresComeBackAsWhatTheyAre(t *testing.T) {
+	p := newPool(t, script, nil)
+	if got, err := ask(p, "echo ☃"); got != "☃" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	_, err := ask(p, "raise nein")
+	var raised *RaisedError
+	if !errors.As(err, &raised) || raised.Type != "ValueError" || raised.Message != "nein" || !strings.Contains(raised.Traceback, "in predict") {
+		t.Errorf("got %v", err)
+	}
+	var notString *NotStringError
+	if _, err := ask(p, "none"); !errors.As(err, &notString) || notString.Returned != "NoneType" {
+		t.Errorf("got %v", err)
+	}
+	var crash *CrashError
+	if _, err := ask(p, "exit 4"); !errors.As(err, &crash) || crash.Reason != "exit code 4" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Whatever happens to the workers, each call gets its own answer, and only a call that killed its
+// worker fails.
+func TestNoCallIsLostOrMixedUpInTurmoil(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers = 3 })
+	end := time.Now().Add(4 * time.Second)
+	var group sync.WaitGroup
+	var calls, deaths atomic.Int64
+	for c := range 16 {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			random := rand.New(rand.NewPCG(uint64(c), 1))
+			for n := 0; time.Now().Before(end); n++ {
+				text := fmt.Sprintf("%d.%d", c, n)
+				if random.IntN(50) == 0 {
+					text += strings.Repeat("x", random.IntN(200<<10))
+				}
+				calls.Add(1)
+				switch random.IntN(400) {
+				case 0:
+					deaths.Add(1)
+					var crash *CrashError
+					if _, err := ask(p, "exit 1"); !errors.As(err, &crash) {
+						t.Errorf("a death gave %v", err)
+					}
+				case 1, 2, 3:
+					if got, err := ask(p, "sleep 0.02"); got != "0.02" || err != nil {
+						t.Errorf("a sleep gave %.40q, %v", got, err)
+					}
+				case 4, 5:
+					ctx, cancel := context.WithTimeout(context.Background(), time.Duration(random.IntN(2000))*time.Microsecond)
+					a, err := p.Do(ctx, []byte("echo "+text), "", time.Now(), time.Time{})
+					cancel()
+					if err == nil && string(a.Body) != text {
+						t.Errorf("%.40s got %.40q", text, a.Body)
+					}
+				default:
+					if got, err := ask(p, "echo "+text); got != text || err != nil {
+						t.Errorf("%.40s got %.40q, %v", text, got, err)
+					}
+				}
+			}
+		}()
+	}
+	group.Add(1)
+	go func() {
+		defer group.Done()
+		for n := 0; time.Now().Before(end); n++ {
+			size := []int{1, 5, 2, 8, 3}[n%5]
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			if err := p.Resize(ctx, size); err != nil {
+				t.Errorf("resize to %d: %v", size, err)
+			}
+			cancel()
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
+	group.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := p.Drain(ctx); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d calls, %d deaths", calls.Load(), deaths.Load())
+}
+
+func TestAFullQueueRefusesAtOnce(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers, c.QueueDepth = 1, 2 })
+	var held []*Call
+	for n := range 3 {
+		c, err := p.Submit([]byte("sleep 0.3"), "", time.Now(), time.Time{})
+		if err != nil {
+			t.Fatalf("call %d: %v", n, err)
+		}
+		held = append(held, c)
+	}
+	began := time.Now()
+	if _, err := p.Submit([]byte("echo"), "", time.Now(), time.Time{}); !errors.Is(err, ErrFull) || time.Since(began) > 200*time.Millisecond {
+		t.Errorf("got %v after %s", err, time.Since(began))
+	}
+	if err := p.Ready(); !errors.Is(err, ErrFull) {
+		t.Errorf("ready says %v", err)
+	}
+	for _, c := range held {
+		if _, err := p.Wait(context.Background(), c); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := p.Ready(); err != nil {
+		t.Errorf("ready says %v", err)
+	}
+}
+
+func TestACallLeavesTheQueueWithItsCaller(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers = 1 })
+	slow, err := p.Submit([]byte("sleep 0.5"), "", time.Now(), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
+	defer cancel()
+	if _, err := p.Do(ctx, []byte("exit 1"), "", time.Now(), time.Time{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := p.Do(context.Background(), []byte("exit 1"), "", time.Now(), time.Now().Add(30*time.Millisecond)); !errors.Is(err, ErrTimeout) {
+		t.Errorf("got %v", err)
+	}
+	if s := p.Stats(); s.Queued != 0 || s.Busy != 1 {
+		t.Errorf("stats are %+v", s)
+	}
+	if _, err := p.Wait(context.Background(), slow); err != nil {
+		t.Error(err)
+	}
+	if s := p.Stats(); s.Restarts != 0 {
+		t.Errorf("a worker was replaced: %+v", s)
+	}
+}
+
+func TestDrainingAnswersWhatIsInAndRefusesTheRest(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers = 1 })
+	var calls []*Call
+	for range 5 {
+		c, err := p.Submit([]byte("sleep 0.05"), "", time.Now(), time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls = append(calls, c)
+	}
+	short, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	if err := p.Drain(short); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "requests were not answered") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := ask(p, "echo late"); !errors.Is(err, ErrDraining) {
+		t.Errorf("got %v", err)
+	}
+	if err := p.Drain(context.Background()); err != nil {
+		t.Error(err)
+	}
+	for _, c := range calls {
+		select {
+		case <-c.done:
+			if _, err := c.result(); err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("not answered when drained")
+		}
+	}
+}
+
+func TestClosingEndsCallsUnderWay(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers = 1 })
+	var group sync.WaitGroup
+	for range 4 {
+		c, err := p.Submit([]byte("sleep 60"), "", time.Now(), time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			if _, err := p.Wait(context.Background(), c); err == nil {
+				t.Error("a call of a closed pool was answered")
+			}
+		}()
+	}
+	began := time.Now()
+	p.Close()
+	group.Wait()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("closing took %s", took)
+	}
+}
+
+func TestClosingDuringInitEndsInit(t *testing.T) {
+	p := launchPool(t, "import time\ndef init(): time.sleep(300)\ndef predict(r): return r\n", nil)
+	time.Sleep(300 * time.Millisecond)
+	began := time.Now()
+	p.Close()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("closing took %s", took)
+	}
+}
+
+func TestResizeRefusesWhatCannotBe(t *testing.T) {
+	p := newPool(t, script, nil)
+	for _, n := range []int{-1, 0, runner.MaxWorkers + 1} {
+		if err := p.Resize(context.Background(), n); err == nil {
+			t.Errorf("resized to %d", n)
+		}
+	}
+	if s := p.Stats(); s.Workers != 2 || s.Ready != 2 {
+		t.Errorf("stats are %+v", s)
+	}
+}
+
+func TestDeathsAndBatchesAreCounted(t *testing.T) {
+	var crashes, timeouts atomic.Int64
+	p := newPool(t, script, func(c *Config) {
+		c.Metrics.WorkerDeath = func(cause string) {
+			switch cause {
+			case "crash":
+				crashes.Add(1)
+			case "timeout":
+				timeouts.Add(1)
+			}
+		}
+	})
+	for range 3 {
+		_, _ = ask(p, "exit 1")
+	}
+	if _, err := p.Do(context.Background(), []byte("sleep 20"), "", time.Now(), time.Now().Add(100*time.Millisecond)); !errors.Is(err, ErrTimeout) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := ask(p, "echo"); err != nil {
+		t.Error(err)
+	}
+	if crashes.Load() != 3 || timeouts.Load() != 1 || p.Stats().Restarts != 4 {
+		t.Errorf("%d crashes, %d time-outs, %+v", crashes.Load(), timeouts.Load(), p.Stats())
+	}
+}
+
+func TestCrashPauseDoublesAndEnds(t *testing.T) {
+	last := time.Duration(0)
+	for n := range 100 {
+		d := crashPause(n)
+		if n <= freeCrashes && d != 0 || n > freeCrashes && d < last || d > longestPause || d < 0 {
+			t.Errorf("pause %d is %s", n, d)
+		}
+		last = d
+	}
+	if crashPause(freeCrashes+1) != firstPause || crashPause(1<<30) != longestPause {
+		t.Error("the pause begins or ends elsewhere")
+	}
+}
+
+func TestPaceSendsAheadOnlyWhilePredictIsShort(t *testing.T) {
+	var p pace
+	if p.ahead() != 1 {
+		t.Error("sends ahead before anything was measured")
+	}
+	for range 200 {
+		p.measured(2 * time.Microsecond)
+	}
+	if n := p.ahead(); n != aheadCalls {
+		t.Errorf("2 µs: %d ahead", n)
+	}
+	p.measured(300 * time.Millisecond)
+	p.measured(300 * time.Millisecond)
+	if n := p.ahead(); n != 1 {
+		t.Errorf("right after two slow ones: %d ahead", n)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		var p pace
+		for _, d := range rapid.SliceOf(rapid.Int64Range(-5, int64(time.Minute))).Draw(t, "samples") {
+			p.measured(time.Duration(d))
+			if n := p.ahead(); n < 1 || n > aheadCalls || (n > 1 && p.mean*float64(n) > float64(aheadBudget)) || p.mean < 0 {
+				t.Fatalf("after %d: %d ahead at %g", d, n, p.mean)
+			}
+		}
+	})
+	p = pace{}
+	for range 200 {
+		p.measured(20 * time.Millisecond)
+	}
+	if p.ahead() != 1 {
+		t.Error("a slow model gets calls ahead")
+	}
+}
+
+func TestTheQueueIsFirstInFirstOutAndLetsGoOfItsMiddle(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var q callQueue
+		var want []*Call
+		t.Repeat(map[string]func(*rapid.T){
+			"back":  func(*rapid.T) { c := &Call{}; q.pushBack(c); want = append(want, c) },
+			"front": func(*rapid.T) { c := &Call{}; q.pushFront(c); want = append([]*Call{c}, want...) },
+			"remove": func(t *rapid.T) {
+				if len(want) == 0 {
+					return
+				}
+				at := rapid.IntRange(0, len(want)-1).Draw(t, "at")
+				q.remove(want[at])
+				want = append(want[:at:at], want[at+1:]...)
+			},
+			"": func(t *rapid.T) {
+				if q.length != len(want) {
+					t.Fatalf("length is %d, not %d", q.length, len(want))
+				}
+				c := q.head
+				for _, w := range want {
+					if c != w || !c.queued {
+						t.Fatal("out of order")
+					}
+					c = c.next
+				}
+				if c != nil || (len(want) > 0 && q.tail != want[len(want)-1]) || (len(want) == 0 && q.tail != nil) {
+					t.Fatal("the end is wrong")
+				}
+			},
+		})
+	})
+}

@@ -148,13 +148,33 @@ func emptyCgroup(dir string) {
 	slog.Warn("control group cannot be removed", "group", dir)
 }
 
-// place limits the process and what it starts from now on. The string says what is not enforced.
+// eachOf calls limit for a process and all that it has started. What a limited process starts later
+// inherits its limits, so the walk is over when it meets nobody new.
+func eachOf(root int, limit func(pid int) error) error {
+	done := map[int]bool{}
+	for met := true; met; {
+		met = false
+		for _, pid := range tree(root) {
+			if done[pid] {
+				continue
+			}
+			done[pid], met = true, true
+			if err := limit(pid); err != nil && pid == root {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// place limits the process, what it has started and what it starts from now on. The string says what is not enforced.
 func (c *cgroups) place(id string, pid int, l limits) (string, error) {
 	var lacking []string
 	if l.memory > 0 {
 		if c.memory == "" {
 			limit := unix.Rlimit{Cur: uint64(l.memory), Max: uint64(l.memory)}
-			if err := unix.Prlimit(pid, unix.RLIMIT_AS, &limit, nil); err != nil {
+			err := eachOf(pid, func(pid int) error { return unix.Prlimit(pid, unix.RLIMIT_AS, &limit, nil) })
+			if err != nil {
 				return "", fmt.Errorf("limit memory: %w", err)
 			}
 			lacking = append(lacking, "the memory limit holds for each process's address space, not for the function as a whole")
@@ -179,7 +199,10 @@ func (c *cgroups) place(id string, pid int, l limits) (string, error) {
 				return "", fmt.Errorf("set control group: %w", err)
 			}
 		}
-		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		err := eachOf(pid, func(pid int) error {
+			return os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
+		})
+		if err != nil {
 			return "", fmt.Errorf("enter control group: %w", err)
 		}
 	}

@@ -117,9 +117,10 @@ func serve(settings server.Settings) error {
 		return err
 	}
 	defer cleanup()
-	// The watchdog shares its machine with the model: it collects earlier to stay small.
-	debug.SetGCPercent(200)
-	debug.SetMemoryLimit(512 << 20)
+	// What the watchdog keeps is a few megabytes, so collecting at every doubling of that would cost
+	// a tenth of its time; beyond the limit it collects as often as it must.
+	debug.SetGCPercent(800)
+	debug.SetMemoryLimit(256 << 20)
 
 	var interrupted atomic.Bool
 	ctx, stop := context.WithCancel(context.Background())

@@ -438,6 +438,7 @@ func (p *Pool) fork(z *runner.Zygote, after time.Duration) {
 		var init *runner.InitError
 		switch {
 		case p.ctx.Err() != nil, p.zygote != z:
+			p.balance() // for the zygote that came after: it counted this fork as under way
 		case errors.As(err, &init) && p.cfg.Runner.StartMethod == model.StartSpawn && p.notReady != "":
 			// Under spawn init runs here, and this was the first: it will not do better next time.
 			p.notReady, p.failed = err.Error(), err

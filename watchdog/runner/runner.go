@@ -87,6 +87,7 @@ type Zygote struct {
 	nextID  uint64
 	workers map[uint64]*Worker
 	slots   [MaxWorkers]bool
+	ended   bool // no report will come any more
 }
 
 // Start starts the runner and blocks until init returned. It returns an *InitError when the model
@@ -234,6 +235,7 @@ func (z *Zygote) readReports(frames *frameReader) {
 		}
 	}
 	z.mu.Lock()
+	z.ended = true
 	orphans := make([]*Worker, 0, len(z.workers))
 	for _, w := range z.workers {
 		orphans = append(orphans, w)
@@ -296,8 +298,17 @@ func (z *Zygote) Fork(ctx context.Context) (*Worker, error) {
 		return nil, err
 	}
 	z.mu.Lock()
-	z.workers[id] = w
+	ended := z.ended
+	if !ended {
+		z.workers[id] = w
+	}
 	z.mu.Unlock()
+	if ended {
+		// Its channel would take the order, and nobody would ever read it.
+		w.exited(128 + int(unix.SIGKILL))
+		w.Release()
+		return nil, errors.New("fork a worker: the runner is gone")
+	}
 	if _, err := z.control.Write(wire.AppendHeader(nil, wire.Header{Kind: wire.Fork, ID: id, Elapsed: uint64(slot)})); err != nil {
 		z.forget(w, 0)
 		w.Release()

@@ -163,15 +163,14 @@ func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error 
 			server.Close()
 		}
 	}()
-	start(function, l.function)
-	s.logger.Info("serving", "address", l.function.Addr().String(), "model", s.name(), "version", s.bundle.Version.ID,
-		"workers", s.settings.Workers)
 	if err := s.writeLock(); err != nil {
-		function.Close()
+		l.function.Close()
 		return err
 	}
 	defer s.removeLock()
-
+	start(function, l.function)
+	s.logger.Info("serving", "address", l.function.Addr().String(), "model", s.name(), "version", s.bundle.Version.ID,
+		"workers", s.settings.Workers)
 	failed, stopWatching := s.watchInit()
 	defer stopWatching()
 	select {

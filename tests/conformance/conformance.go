@@ -269,6 +269,22 @@ var cases = []struct {
 		}
 		w.Release()
 	}},
+	{"a runner that died forks no more, and says so at once", func(s *suite) {
+		z := s.start("answers", model.StartFork)
+		w := s.fork(z)
+		if err := unix.Kill(z.Pid(), unix.SIGKILL); err != nil {
+			s.Fatal(err)
+		}
+		<-z.Done()
+		s.end(w)
+		w.Wait()
+		w.Release()
+		began := time.Now()
+		if _, err := z.Fork(s.Context()); err == nil || time.Since(began) > patience/2 {
+			s.Errorf("got %v after %s", err, time.Since(began))
+		}
+		s.eventually("gone", func() bool { return !alive(w.Pid()) })
+	}},
 	{"nothing outlives the control channel", func(s *suite) {
 		z := s.start("answers", model.StartFork)
 		busy, idle := s.fork(z), s.fork(z)

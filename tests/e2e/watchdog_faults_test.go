@@ -422,3 +422,72 @@ func TestWatchdogServesAModelWhoseInitClosedItsStreams(t *testing.T) {
 	w := start(t, bundle(t, map[string]string{"main.py": "import os, sys\ndef init():\n    sys.stdout.close()\n    sys.stderr = None\n    os.close(0)\n    os.close(1)\ndef predict(r): return r\n"}))
 	w.wantBody("x", w.post("x"))
 }
+
+func TestWatchdogReplacesWorkersThatDieIdle(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t), "workers=3")
+	_, zygote, _ := strings.Cut(w.post("pid").body, " ")
+	for range 3 {
+		for _, pid := range w.processes() {
+			if pid != w.cmd.Process.Pid && strconv.Itoa(pid) != zygote {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		w.wantBody("there", w.post("echo there"))
+	}
+	w.eventually(5*time.Second, "whole again", func() bool { return len(w.processes()) == 5 })
+	if n := w.inits(); n != 1 {
+		t.Errorf("init ran %d times", n)
+	}
+}
+
+func TestWatchdogAnswersWhatWasUnderWayWhenTheRunnerDies(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t), "workers=2")
+	_, zygote, _ := strings.Cut(w.post("pid").body, " ")
+	pid, _ := strconv.Atoi(zygote)
+	answers := make(chan answer, 6)
+	for n := range 6 {
+		go func() { answers <- w.post(fmt.Sprintf("note %d 30", n), "X-Timeout: 20s") }()
+	}
+	w.eventually(5*time.Second, "busy", func() bool { return len(w.lines("notes")) == 2 })
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	for range 6 {
+		if a := <-answers; a.took > 10*time.Second || (a.status != http.StatusBadGateway && a.status != http.StatusServiceUnavailable) {
+			t.Errorf("got %s", a)
+		}
+	}
+	w.awaitReady()
+	w.wantBody("again", w.post("echo again"))
+}
+
+// A worker that dies takes all that was its own along: descriptors, FIFOs, its slot of the journal.
+func TestWatchdogKeepsNothingOfTheDead(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t), "workers=1")
+	held := func() (files, descriptors int) {
+		_ = filepath.WalkDir(w.dir, func(string, os.DirEntry, error) error { files++; return nil })
+		entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", w.cmd.Process.Pid))
+		return files, len(entries)
+	}
+	kill := func(times int) {
+		for range times {
+			w.wantStatus(http.StatusBadGateway, w.post("exit 1"))
+			w.wantBody("", w.post("echo"))
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	kill(5)
+	files, descriptors := held()
+	kill(300) // more than the journal has slots
+	afterFiles, afterDescriptors := held()
+	if afterFiles > files+2 || afterDescriptors > descriptors+6 {
+		t.Errorf("after 300 deaths there are %d files and %d descriptors, before %d and %d", afterFiles, afterDescriptors, files, descriptors)
+	}
+	if err := w.terminate(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+	if left, _ := filepath.Glob(w.path("fwatchdog-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

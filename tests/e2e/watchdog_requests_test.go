@@ -515,3 +515,21 @@ func TestWatchdogCommands(t *testing.T) {
 		t.Errorf("help prints %s", out)
 	}
 }
+
+// A client that does not read its answer costs a connection, not a worker.
+func TestWatchdogDoesNotWaitForASlowReader(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t), "workers=1", "write_timeout=700ms")
+	for range 3 {
+		conn, err := net.Dial("unix", w.path("s"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		const request = "big 8000000"
+		_, _ = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: f\r\nContent-Length: %d\r\n\r\n%s", len(request), request)
+	}
+	time.Sleep(100 * time.Millisecond)
+	w.wantBody("free", w.post("echo free"))
+	w.eventually(10*time.Second, "rid of the readers", func() bool { return strings.Contains(w.metrics(), "http_requests_in_flight 0") })
+}

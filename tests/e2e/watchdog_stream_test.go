@@ -417,3 +417,61 @@ func TestWatchdogSpawnsAWorkerWithItsOwnInit(t *testing.T) {
 		t.Errorf("init ran %d times, not 5", n)
 	}
 }
+
+func TestWatchdogFinishesAStreamAfterSIGTERM(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t))
+	var rows strings.Builder
+	const count = 300
+	for n := range count {
+		fmt.Fprintf(&rows, "\"note %d 0.005\"\n", n)
+	}
+	went := make(chan answer)
+	go func() { went <- w.post(rows.String(), ndjson) }()
+	w.eventually(5*time.Second, "streaming", func() bool { return len(w.lines("notes")) > 10 })
+	if err := w.terminate(20 * time.Second); err != nil {
+		t.Errorf("left with %v", err)
+	}
+	lines := w.streamed(<-went)
+	if len(lines) != count {
+		t.Fatalf("%d of %d rows came back", len(lines), count)
+	}
+	for n, line := range lines {
+		if line != fmt.Sprintf(`"%d 0.005"`, n) {
+			t.Errorf("row %d is %s", n, line)
+		}
+	}
+}
+
+func TestWatchdogGivesRowsOfAStreamToPredictBatch(t *testing.T) {
+	t.Parallel()
+	w := start(t, bundle(t, map[string]string{"main.py": batchModel}), "workers=1")
+	var rows []string
+	for n := range 400 {
+		row := fmt.Sprintf("r%d", n)
+		if n == 123 {
+			row = "bad"
+		}
+		if n == 321 {
+			row = "die"
+		}
+		rows = append(rows, `"`+row+`"`)
+	}
+	lines := w.streamed(w.post(strings.Join(rows, "\n"), ndjson))
+	if len(lines) != len(rows) {
+		t.Fatalf("%d of %d rows came back", len(lines), len(rows))
+	}
+	batched := 0
+	for n, line := range lines {
+		switch {
+		case n == 123 && rowStatus(line) == 500, n == 321 && rowStatus(line) == 502:
+		case !strings.HasSuffix(line, fmt.Sprintf(`:r%d"`, n)):
+			t.Errorf("row %d is %s", n, line)
+		case !strings.HasPrefix(line, `"1:`):
+			batched++
+		}
+	}
+	if batched < 100 {
+		t.Errorf("only %d of %d rows went to predict_batch with others", batched, len(rows))
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -210,5 +211,21 @@ func TestModelLinesGoToTheStreamTheyCameFrom(t *testing.T) {
 	logs.Logger.Info("ours")
 	if out.String() != "to out\n" || !strings.HasPrefix(err.String(), "to err\n{") || !strings.Contains(err.String(), `"msg":"ours"`) {
 		t.Errorf("stdout %q, stderr %q", &out, &err)
+	}
+}
+
+func TestTheGuideTellsEverySettingAndItsDefault(t *testing.T) {
+	guide, err := os.ReadFile("../../docs/fwatchdog.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range Variables {
+		told := false
+		for line := range strings.Lines(string(guide)) {
+			told = told || strings.Contains(line, "`"+v.Name+"`") && strings.Contains(strings.ReplaceAll(line, "`", ""), v.Default)
+		}
+		if !told {
+			t.Errorf("docs/fwatchdog.md has no line with `%s` and its default %s", v.Name, v.Default)
+		}
 	}
 }

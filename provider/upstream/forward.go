@@ -55,6 +55,13 @@ func (p *Pool) Forward(w http.ResponseWriter, r *http.Request, target, host stri
 			return 0, fmt.Errorf("%w while it sent its request: %w", ErrClientGone, err)
 		}
 	}
+	if !streaming && fits(r) {
+		if c := p.links.get(r.Context()); c != nil {
+			if status, handled, err := overLink(c, w, r, target, host, header, body); handled {
+				return status, err
+			}
+		}
+	}
 	take := p.get
 	if streaming {
 		take = p.dial // a streamed body cannot be sent again, so it never meets a closed connection

@@ -32,7 +32,7 @@ type front struct {
 }
 
 func newFront(t testing.TB, socket string) *front {
-	f := &front{pool: NewPool(socket, 64), client: &http.Client{Transport: &http.Transport{}}}
+	f := &front{pool: NewPool(socket, "", 64), client: &http.Client{Transport: &http.Transport{}}}
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, err := f.pool.Forward(w, r, r.URL.RequestURI(), r.Host, r.Header)
 		f.last.Store(fmt.Sprint(err))
@@ -434,7 +434,7 @@ func BenchmarkForward(b *testing.B) {
 	target, _ := url.Parse("http://function")
 	reverse := httputil.NewSingleHostReverseProxy(target)
 	reverse.Transport = transport
-	pool := NewPool(socket, 64)
+	pool := NewPool(socket, "", 64)
 	defer pool.Close()
 	for name, h := range map[string]http.HandlerFunc{
 		"pool":         func(w http.ResponseWriter, r *http.Request) { pool.Forward(w, r, "/", "x", r.Header) },

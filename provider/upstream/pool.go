@@ -1,12 +1,16 @@
-// Package upstream carries an HTTP request to a process of this machine and its answer back.
+// Package upstream carries an HTTP request to a process of this machine and its answer back, by one
+// of two ways.
 //
-// It is our own HTTP/1.1 client because net/http's Transport reads and writes each connection in
-// goroutines of its own: two hand-overs a call, which costs more than everything else on this path.
-// Here the caller's goroutine writes the request and reads the answer on a pooled Unix-socket
-// connection. Only bodies too large to buffer get a second goroutine, because then both directions
-// stream at once.
+// A small request goes over a link (see watchdog/link), where calls that are ready together share
+// their system calls.
 //
-// No function, name or route may enter here: a Pool knows one socket.
+// What streams, is large, or finds no link goes over HTTP/1.1, by a client of our own: net/http's
+// Transport reads and writes each connection in goroutines of its own, two hand-overs a call, which
+// costs more than everything else on this path. Here the caller's goroutine writes the request and
+// reads the answer on a pooled Unix-socket connection. Only a body too large to buffer gets a second
+// goroutine, because then both directions stream at once.
+//
+// No function, name or route may enter here: a Pool knows one process.
 package upstream
 
 import (
@@ -33,24 +37,28 @@ const (
 	surelyOpen = 50 * time.Millisecond
 )
 
-// Pool holds the idle connections to one socket.
+// Pool holds the connections to one process.
 type Pool struct {
 	socket  string
 	maxIdle int
+	links   links
 
 	mu     sync.Mutex
 	idle   []*conn // the last one was used last
 	closed bool
 }
 
-// NewPool returns a Pool for the Unix socket at the path socket that keeps at most maxIdle idle
-// connections. It opens none yet.
-func NewPool(socket string, maxIdle int) *Pool {
-	return &Pool{socket: socket, maxIdle: maxIdle}
+// NewPool returns a Pool for the process that serves HTTP on the Unix socket at the path socket. It
+// keeps at most maxIdle idle connections and opens none yet. linkSocket is where the process takes
+// links, "" for nowhere.
+func NewPool(socket, linkSocket string, maxIdle int) *Pool {
+	return &Pool{socket: socket, maxIdle: maxIdle, links: links{socket: linkSocket}}
 }
 
-// Close closes the idle connections, and those in use when their call ends. Safe to call twice.
+// Close closes the idle connections and the link, and connections in use when their call ends. Safe
+// to call twice.
 func (p *Pool) Close() {
+	p.links.close()
 	p.mu.Lock()
 	idle := p.idle
 	p.idle, p.closed = nil, true

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -23,7 +24,7 @@ type limits struct {
 
 // cgroups places functions into control groups below the provider's own, so that limits hold for a
 // function's watchdog and workers together. Version 2 is used where it is mounted with the
-// controllers, else version 1. Where neither can be written, memory falls back to RLIMIT_AS for each
+// controllers, else version 1. Where neither can be written, memory falls back to a limit for each
 // process and cpu is not limited.
 type cgroups struct {
 	name   string // of our group; one a data directory
@@ -136,7 +137,7 @@ func emptyCgroup(dir string) {
 			return
 		}
 		for field := range strings.FieldsSeq(string(procs)) {
-			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 && pid != os.Getpid() {
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}
@@ -167,29 +168,16 @@ func eachOf(root int, limit func(pid int) error) error {
 	return nil
 }
 
-// place limits the process, what it has started and what it starts from now on. The string says what is not enforced.
-func (c *cgroups) place(id string, pid int, l limits) (string, error) {
+// prepare makes the groups of a function and sets its limits. The string says what is not enforced.
+func (c *cgroups) prepare(id string, l limits) (string, error) {
 	var lacking []string
-	if l.memory > 0 {
-		if c.memory == "" {
-			limit := unix.Rlimit{Cur: uint64(l.memory), Max: uint64(l.memory)}
-			err := eachOf(pid, func(pid int) error { return unix.Prlimit(pid, unix.RLIMIT_AS, &limit, nil) })
-			if err != nil {
-				return "", fmt.Errorf("limit memory: %w", err)
-			}
-			lacking = append(lacking, "the memory limit holds for each process's address space, not for the function as a whole")
-		}
+	if l.memory > 0 && c.memory == "" {
+		lacking = append(lacking, "the memory limit holds for each process's data, not for the function as a whole")
 	}
 	if l.cpu > 0 && c.cpu == "" {
 		lacking = append(lacking, "the cpu limit is not enforced")
 	}
-	// Every function gets a memory group, limited or not: it is how nothing of it is left over. A cpu
-	// group only when there is a limit: a group with all of a function's processes in it weighs no
-	// more than one process outside, which would starve the function beside a busy provider.
-	for _, dir := range c.dirs() {
-		if dir != c.memory && l.cpu == 0 {
-			continue
-		}
+	for _, dir := range c.groupDirs(l) {
 		group := filepath.Join(dir, id)
 		if err := os.MkdirAll(group, 0o755); err != nil {
 			return "", fmt.Errorf("make control group: %w", err)
@@ -199,14 +187,59 @@ func (c *cgroups) place(id string, pid int, l limits) (string, error) {
 				return "", fmt.Errorf("set control group: %w", err)
 			}
 		}
-		err := eachOf(pid, func(pid int) error {
-			return os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
-		})
-		if err != nil {
-			return "", fmt.Errorf("enter control group: %w", err)
-		}
 	}
 	return strings.Join(lacking, "; "), nil
+}
+
+// start starts the command as a member of the function's groups from its first instruction on: one
+// that entered them later could have children by then, which would be outside.
+func (c *cgroups) start(cmd *exec.Cmd, id string, l limits) (err error) {
+	if c.v2 {
+		group, err := os.Open(filepath.Join(c.memory, id))
+		if err != nil {
+			return fmt.Errorf("enter control group: %w", err)
+		}
+		defer group.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+		return cmd.Start()
+	}
+	// Version 1 places threads: this one goes in, has a child, which is born there, and comes back.
+	thread := []byte(strconv.Itoa(unix.Gettid()))
+	for _, dir := range c.groupDirs(l) {
+		defer func() {
+			if back := os.WriteFile(filepath.Join(filepath.Dir(dir), "tasks"), thread, 0o644); back != nil {
+				err = errors.Join(err, fmt.Errorf("leave control group: %w", back))
+			}
+		}()
+		if err := os.WriteFile(filepath.Join(dir, id, "tasks"), thread, 0o644); err != nil {
+			return fmt.Errorf("enter control group: %w", err)
+		}
+	}
+	return cmd.Start()
+}
+
+// fallback wraps the program where there is no group for its memory: the shell lowers its own limit
+// and becomes the program. RLIMIT_DATA rather than RLIMIT_AS, because runtimes reserve far more
+// addresses than they use.
+func (c *cgroups) fallback(program string, l limits) *exec.Cmd {
+	if l.memory == 0 || c.memory != "" {
+		return exec.Command(program)
+	}
+	return exec.Command("/bin/sh", "-c", `ulimit -d "$1" && exec "$0"`, program, strconv.FormatInt(l.memory>>10, 10))
+}
+
+// groupDirs are the hierarchies where a function with these limits has a group. Every function has
+// one for memory, limited or not: it is how nothing of it is left over. It has one for cpu only when
+// that is limited: a group with all of a function's processes in it weighs no more than one process
+// outside, which would starve the function beside a busy provider.
+func (c *cgroups) groupDirs(l limits) []string {
+	var out []string
+	for _, dir := range c.dirs() {
+		if dir == c.memory || l.cpu > 0 {
+			out = append(out, dir)
+		}
+	}
+	return out
 }
 
 func (c *cgroups) dirs() []string {

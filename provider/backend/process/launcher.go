@@ -1,7 +1,6 @@
 package process
 
 import (
-	"os/exec"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +15,8 @@ type launcher struct {
 }
 
 type launchRequest struct {
-	cmd *exec.Cmd
-	err chan error
+	start func() error
+	err   chan error
 }
 
 func newLauncher() *launcher {
@@ -28,7 +27,7 @@ func newLauncher() *launcher {
 		for {
 			select {
 			case r := <-l.requests:
-				r.err <- r.cmd.Start()
+				r.err <- r.start()
 			case <-l.done:
 				return
 			}
@@ -37,8 +36,9 @@ func newLauncher() *launcher {
 	return l
 }
 
-func (l *launcher) start(cmd *exec.Cmd) error {
-	r := launchRequest{cmd, make(chan error, 1)}
+// start calls the function, which starts a child, on the thread.
+func (l *launcher) start(start func() error) error {
+	r := launchRequest{start, make(chan error, 1)}
 	l.requests <- r
 	return <-r.err
 }

@@ -378,7 +378,7 @@ func TestSecretsReachTheFunctionAndNothingElseDoes(t *testing.T) {
 			t.Errorf("environment has %s", variable)
 		}
 	}
-	want := []string{"COLOUR", "HOME", "OPENFAAS_NAME", "OPENFAAS_NAMESPACE", "PATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR", "admin_socket", "healthcheck_interval", "interpreter", "model_path", "secret_mount_path", "socket_path", "suppress_lock", "workers"}
+	want := []string{"COLOUR", "GOMAXPROCS", "HOME", "OPENFAAS_NAME", "OPENFAAS_NAMESPACE", "PATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR", "admin_socket", "healthcheck_interval", "interpreter", "model_path", "secret_mount_path", "socket_path", "suppress_lock", "workers"}
 	for _, optional := range []string{"LANG", "LC_ALL", "LC_CTYPE", "TZ"} {
 		delete(got, optional)
 	}
@@ -568,4 +568,81 @@ func FuzzQuantities(f *testing.F) {
 			t.Errorf("parseCPU(%q) = %d", s, n)
 		}
 	})
+}
+
+// memoryGroup reads which memory group a process is in.
+func memoryGroup(t *testing.T, pid string) string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("/proc", pid, "cgroup"))
+	must(t, err)
+	for line := range strings.Lines(string(raw)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) == 3 && (parts[1] == "memory" || parts[0] == "0" && strings.Contains(parts[2], "faas-predict")) {
+			return parts[2]
+		}
+	}
+	return ""
+}
+
+func TestLimitsHoldFromTheFirstInstruction(t *testing.T) {
+	b := newBench(t)
+	if b.cgroups.memory == "" {
+		t.Log("no control groups here: limits fall back, see TestMemoryLimitWithoutControlGroups")
+		return
+	}
+	s := spec("iris")
+	s.Limits = &types.FunctionResources{Memory: "256Mi", CPU: "500m"}
+	must(t, b.Create(t.Context(), s))
+	i := b.functions[iris].generation.Load().current.Load()
+	group := memoryGroup(t, b.mustCall(t, "/pid", ""))
+	if filepath.Base(group) != i.id {
+		t.Errorf("the function is in group %q", group)
+	}
+	if own := memoryGroup(t, "self"); strings.Contains(own, i.id) {
+		t.Errorf("the provider stayed in group %q", own)
+	}
+	want := map[string]string{"memory.limit_in_bytes": "268435456", "memory.max": "268435456", "cpu.cfs_quota_us": "50000", "cpu.max": "50000 100000"}
+	checked := 0
+	for _, dir := range b.cgroups.dirs() {
+		for file, value := range want {
+			if raw, err := os.ReadFile(filepath.Join(dir, i.id, file)); err == nil {
+				checked++
+				if got := strings.TrimSpace(string(raw)); got != value {
+					t.Errorf("%s is %s, want %s", file, got, value)
+				}
+			}
+		}
+	}
+	if checked != 2 {
+		t.Errorf("%d limits found", checked)
+	}
+	must(t, b.Delete(t.Context(), iris))
+	b.background.Wait()
+	for _, dir := range b.cgroups.dirs() {
+		if _, err := os.Stat(filepath.Join(dir, i.id)); err == nil {
+			t.Errorf("group of a deleted function stays in %s", dir)
+		}
+	}
+}
+
+func TestMemoryLimitWithoutControlGroups(t *testing.T) {
+	b := newBench(t)
+	b.cgroups = &cgroups{}
+	s := spec("iris")
+	s.Limits = &types.FunctionResources{Memory: "512Mi", CPU: "500m"}
+	must(t, b.Create(t.Context(), s))
+	raw, err := os.ReadFile(filepath.Join("/proc", b.mustCall(t, "/pid", ""), "limits"))
+	must(t, err)
+	if !strings.Contains(string(raw), "Max data size             536870912") {
+		t.Errorf("limits:\n%s", raw)
+	}
+	messages, err := b.Logs(t.Context(), logs.Request{Name: "iris"})
+	must(t, err)
+	var said string
+	for m := range messages {
+		said += m.Text
+	}
+	if !strings.Contains(said, "the cpu limit is not enforced") {
+		t.Errorf("the log does not warn: %s", said)
+	}
 }

@@ -1,0 +1,175 @@
+package link
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// Call is a request with its whole body.
+type Call struct {
+	Method, Target, Host string
+	Header               http.Header // keys in canonical form; not kept
+	Body                 []byte      // not kept
+}
+
+// Answer is a response with its whole body.
+type Answer struct {
+	Status  int
+	payload []byte
+}
+
+// Read fills header and returns the body, which shares no memory with anything else.
+func (a *Answer) Read(header http.Header) ([]byte, error) {
+	d := decoder{text: string(a.payload)}
+	d.header(header)
+	if d.bad {
+		return nil, fmt.Errorf("%w: headers of an answer", errFrame)
+	}
+	return a.payload[d.at:], nil
+}
+
+// Client is the caller's end of a link. Any number of goroutines may call at once.
+type Client struct {
+	w writer
+
+	mu      sync.Mutex
+	waiting map[uint64]chan Answer
+	last    uint64
+	broken  error
+	done    chan struct{} // the reader ended
+}
+
+// Dial asks the watchdog at the Unix socket for a link.
+func Dial(ctx context.Context, socket string) (*Client, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("open link: %w", err)
+	}
+	unwatch := context.AfterFunc(ctx, func() { conn.Close() })
+	r := bufio.NewReaderSize(conn, 64<<10)
+	if _, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: function\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Path, Protocol); err == nil {
+		var res *http.Response
+		if res, err = http.ReadResponse(r, nil); err == nil && res.StatusCode != http.StatusSwitchingProtocols {
+			err = fmt.Errorf("refused with %s", res.Status)
+		}
+	}
+	if !unwatch() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("open link: %w", err)
+	}
+	c := &Client{w: writer{conn: conn}, waiting: map[uint64]chan Answer{}, done: make(chan struct{})}
+	go c.read(r)
+	return c, nil
+}
+
+// Broken reports whether the link is of no more use.
+func (c *Client) Broken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.broken != nil
+}
+
+// Close ends the link; calls that are out give ErrBroken. Safe to call twice.
+func (c *Client) Close() {
+	c.w.conn.Close()
+	<-c.done
+}
+
+var answers = sync.Pool{New: func() any { return make(chan Answer, 1) }}
+
+// Do sends the call and waits for its answer. When ctx ends first, the watchdog is told, and the
+// error is ctx's. ErrUnsent means that nothing ran; after ErrBroken it may have.
+func (c *Client) Do(ctx context.Context, call *Call) (Answer, error) {
+	answer := answers.Get().(chan Answer)
+	c.mu.Lock()
+	if c.broken != nil {
+		defer c.mu.Unlock()
+		return Answer{}, fmt.Errorf("%w: %w", ErrUnsent, c.broken)
+	}
+	c.last++
+	id := c.last
+	c.waiting[id] = answer
+	c.mu.Unlock()
+
+	b, err := c.w.lock()
+	if err != nil {
+		c.forget(id)
+		return Answer{}, fmt.Errorf("%w: %w", ErrUnsent, err)
+	}
+	start := len(b)
+	b = begin(b, kindCall, 0, id)
+	b = appendString(appendString(appendString(b, call.Method), call.Target), call.Host)
+	b = append(appendHeader(b, call.Header), call.Body...)
+	if len(b)-start > MaxCall {
+		c.w.unlock(b[:start])
+		c.forget(id)
+		return Answer{}, fmt.Errorf("%w: %d bytes are too many for a link", ErrUnsent, len(b)-start)
+	}
+	c.w.unlock(end(b, start))
+
+	select {
+	case a, ok := <-answer:
+		if !ok {
+			return Answer{}, ErrBroken
+		}
+		if a.Status == 0 {
+			return Answer{}, fmt.Errorf("%w: the call was aborted", ErrBroken)
+		}
+		answers.Put(answer)
+		return a, nil
+	case <-ctx.Done():
+		if c.forget(id) {
+			if b, err := c.w.lock(); err == nil {
+				c.w.unlock(begin(b, kindCancel, 0, id))
+			}
+		}
+		return Answer{}, ctx.Err()
+	}
+}
+
+// forget reports whether nobody had answered yet.
+func (c *Client) forget(id uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, waited := c.waiting[id]
+	delete(c.waiting, id)
+	return waited
+}
+
+func (c *Client) read(r *bufio.Reader) {
+	defer close(c.done)
+	var err error
+	for {
+		var f frame
+		if f, err = readFrame(r, MaxAnswer); err != nil {
+			break
+		}
+		if f.kind != kindAnswer && f.kind != kindAbort {
+			err = fmt.Errorf("%w: kind %d", errFrame, f.kind)
+			break
+		}
+		c.mu.Lock()
+		answer := c.waiting[f.id]
+		delete(c.waiting, f.id)
+		c.mu.Unlock()
+		if answer != nil {
+			answer <- Answer{f.status, f.payload} // has room: nobody else sends to it
+		}
+	}
+	c.w.fail(err)
+	c.w.conn.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = err
+	for id, answer := range c.waiting {
+		close(answer)
+		delete(c.waiting, id)
+	}
+}

@@ -1,0 +1,246 @@
+package link
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+)
+
+// Acceptor is the watchdog's end of links: an http.Handler for Path that answers each call as
+// Handler does. Handler's ResponseWriter keeps the whole answer until the call ends.
+type Acceptor struct {
+	Handler http.Handler
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+	calls sync.WaitGroup // and their connections' readers
+	ended bool
+}
+
+// ServeHTTP takes the connection over for good.
+func (a *Acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") != Protocol {
+		w.Header().Set("Upgrade", Protocol)
+		http.Error(w, "this path takes only links", http.StatusUpgradeRequired)
+		return
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "this connection cannot become a link", http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	if !a.enter(conn) {
+		return
+	}
+	defer a.leave(conn)
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Protocol); err != nil {
+		return
+	}
+	// What the client sent right behind its request is in the reader that it was parsed from.
+	a.serve(conn, bufio.NewReaderSize(io.MultiReader(io.LimitReader(buffered, int64(buffered.Reader.Buffered())), conn), 64<<10))
+}
+
+func (a *Acceptor) enter(conn net.Conn) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ended {
+		return false
+	}
+	if a.conns == nil {
+		a.conns = map[net.Conn]bool{}
+	}
+	a.conns[conn] = true
+	return true
+}
+
+func (a *Acceptor) leave(conn net.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.conns, conn)
+}
+
+// Shutdown answers the calls that are in, as http.Server.Shutdown does for HTTP, and closes the links.
+func (a *Acceptor) Shutdown(ctx context.Context) error {
+	a.mu.Lock()
+	a.ended = true
+	a.mu.Unlock()
+	answered := make(chan struct{})
+	go func() {
+		a.calls.Wait()
+		close(answered)
+	}()
+	var err error
+	select {
+	case <-answered:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for conn := range a.conns {
+		conn.Close()
+	}
+	return err
+}
+
+// session is one link.
+type session struct {
+	w       writer
+	handler http.Handler
+
+	mu      sync.Mutex
+	cancels map[uint64]context.CancelFunc
+}
+
+func (a *Acceptor) serve(conn net.Conn, r *bufio.Reader) {
+	s := &session{w: writer{conn: conn}, handler: a.Handler, cancels: map[uint64]context.CancelFunc{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel() // whoever called is gone
+	for {
+		f, err := readFrame(r, MaxCall)
+		if err != nil {
+			s.w.fail(err)
+			return
+		}
+		switch f.kind {
+		case kindCall:
+			// Add races with Shutdown's Wait only for a call that came after its beginning.
+			a.calls.Add(1)
+			call, stop := context.WithCancel(ctx)
+			s.remember(f.id, stop)
+			go func() {
+				defer a.calls.Done()
+				defer s.cancel(f.id)
+				s.call(call, f)
+			}()
+		case kindCancel:
+			s.cancel(f.id)
+		default:
+			s.w.fail(errFrame)
+			return
+		}
+	}
+}
+
+func (s *session) remember(id uint64, stop context.CancelFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cancels[id] = stop
+}
+
+func (s *session) cancel(id uint64) {
+	s.mu.Lock()
+	stop := s.cancels[id]
+	delete(s.cancels, id)
+	s.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+}
+
+func (s *session) call(ctx context.Context, f frame) {
+	r, err := request(ctx, f.payload)
+	if err != nil {
+		s.abort(f.id)
+		return
+	}
+	w := &whole{header: make(http.Header, 8)}
+	if !s.handle(w, r) {
+		s.abort(f.id)
+		return
+	}
+	b, err := s.w.lock()
+	if err != nil {
+		return
+	}
+	if len(w.body) > MaxAnswer-MaxCall {
+		s.w.unlock(begin(b, kindAbort, 0, f.id))
+		return
+	}
+	start := len(b)
+	b = begin(b, kindAnswer, w.code(), f.id)
+	b = append(appendHeader(b, w.header), w.body...)
+	s.w.unlock(end(b, start))
+}
+
+func (s *session) abort(id uint64) {
+	if b, err := s.w.lock(); err == nil {
+		s.w.unlock(begin(b, kindAbort, 0, id))
+	}
+}
+
+// handle reports whether the handler came to an end.
+func (s *session) handle(w http.ResponseWriter, r *http.Request) (ended bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p != http.ErrAbortHandler {
+				slog.Error("a call's handler panicked", "panic", p)
+			}
+			ended = false
+		}
+	}()
+	s.handler.ServeHTTP(w, r)
+	return true
+}
+
+var root = &url.URL{Path: "/"}
+
+func request(ctx context.Context, payload []byte) (*http.Request, error) {
+	d := decoder{text: string(payload)}
+	r := &http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header, 12), RemoteAddr: "@"}
+	r.Method, r.RequestURI, r.Host = d.string(), d.string(), d.string()
+	d.header(r.Header)
+	if d.bad {
+		return nil, errFrame
+	}
+	r.URL = root
+	if r.RequestURI != "/" {
+		var err error
+		if r.URL, err = url.ParseRequestURI(r.RequestURI); err != nil {
+			return nil, fmt.Errorf("%w: target: %w", errFrame, err)
+		}
+	}
+	body := payload[d.at:]
+	r.ContentLength = int64(len(body))
+	r.Body = http.NoBody
+	if len(body) > 0 {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	return r.WithContext(ctx), nil
+}
+
+// whole is a ResponseWriter that keeps the answer.
+type whole struct {
+	header http.Header
+	status int
+	body   []byte
+}
+
+func (w *whole) Header() http.Header { return w.header }
+
+func (w *whole) WriteHeader(status int) {
+	if w.status == 0 && status >= http.StatusOK {
+		w.status = status
+	}
+}
+
+func (w *whole) Write(p []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	w.body = append(w.body, p...)
+	return len(p), nil
+}
+
+func (w *whole) code() int {
+	if w.status == 0 {
+		return http.StatusOK
+	}
+	return w.status
+}

@@ -52,10 +52,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	unwatch := context.AfterFunc(ctx, func() { conn.Close() })
 	r := bufio.NewReaderSize(conn, 64<<10)
 	if _, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: function\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Path, Protocol); err == nil {
-		var res *http.Response
-		if res, err = http.ReadResponse(r, nil); err == nil && res.StatusCode != http.StatusSwitchingProtocols {
-			err = fmt.Errorf("refused with %s", res.Status)
-		}
+		err = readUpgrade(r)
 	}
 	if !unwatch() && err == nil {
 		err = ctx.Err()
@@ -67,6 +64,19 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	c := &Client{w: writer{conn: conn}, waiting: map[uint64]chan Answer{}, done: make(chan struct{})}
 	go c.read(r)
 	return c, nil
+}
+
+// readUpgrade reads the answer to a request for a link. What follows it is frames, so there is no
+// body to close.
+func readUpgrade(r *bufio.Reader) error {
+	res, err := http.ReadResponse(r, nil) //nolint:bodyclose // see above
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		return fmt.Errorf("refused with %s", res.Status)
+	}
+	return nil
 }
 
 // Broken reports whether the link is of no more use.

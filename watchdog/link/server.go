@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -181,7 +182,7 @@ func (s *session) abort(id uint64) {
 func (s *session) handle(w http.ResponseWriter, r *http.Request) (ended bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			if p != http.ErrAbortHandler {
+			if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 				slog.Error("a call's handler panicked", "panic", p)
 			}
 			ended = false

@@ -149,25 +149,6 @@ func emptyCgroup(dir string) {
 	slog.Warn("control group cannot be removed", "group", dir)
 }
 
-// eachOf calls limit for a process and all that it has started. What a limited process starts later
-// inherits its limits, so the walk is over when it meets nobody new.
-func eachOf(root int, limit func(pid int) error) error {
-	done := map[int]bool{}
-	for met := true; met; {
-		met = false
-		for _, pid := range tree(root) {
-			if done[pid] {
-				continue
-			}
-			done[pid], met = true, true
-			if err := limit(pid); err != nil && pid == root {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // prepare makes the groups of a function and sets its limits. The string says what is not enforced.
 func (c *cgroups) prepare(id string, l limits) (string, error) {
 	var lacking []string

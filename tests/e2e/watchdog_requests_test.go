@@ -422,6 +422,21 @@ func TestWatchdogNeverLetsAFastRequestWaitBehindASlowOne(t *testing.T) {
 	for range 2000 {
 		w.wantBody("", w.post("echo"))
 	}
+	// A machine under load holds up processes now and then; a queue behind the slow one would hold
+	// up several requests in every round.
+	var late int
+	for range 3 {
+		if late = w.lateBehindSlow(); late <= 2 {
+			return
+		}
+	}
+	t.Errorf("%d fast requests took more than 100 ms, in each of three rounds", late)
+}
+
+// lateBehindSlow mixes a few slow requests into many fast ones and returns how many of the fast took
+// more than 100 ms.
+func (w *watchdog) lateBehindSlow() (late int) {
+	w.t.Helper()
 	stopSlow := make(chan struct{})
 	var group sync.WaitGroup
 	group.Add(1)
@@ -447,7 +462,7 @@ func TestWatchdogNeverLetsAFastRequestWaitBehindASlowOne(t *testing.T) {
 				text := fmt.Sprintf("%d.%d", c, n)
 				a := w.post("echo " + text)
 				if a.status != 200 || a.body != text {
-					t.Errorf("%s: %s", text, a)
+					w.t.Errorf("%s: %s", text, a)
 				}
 				mu.Lock()
 				took = append(took, a.took)
@@ -460,18 +475,13 @@ func TestWatchdogNeverLetsAFastRequestWaitBehindASlowOne(t *testing.T) {
 	close(stopSlow)
 	group.Wait()
 	slices.Sort(took)
-	late := 0
 	for _, d := range took {
 		if d > 100*time.Millisecond {
 			late++
 		}
 	}
-	t.Logf("%d fast requests: median %s, p99 %s, longest %s", len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
-	// A machine under load may hold up a process now and then; a queue behind the slow one would
-	// hold up several at each turn.
-	if late > 2 {
-		t.Errorf("%d of %d fast requests took more than 100 ms", late, len(took))
-	}
+	w.t.Logf("%d fast requests: median %s, p99 %s, longest %s", len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+	return late
 }
 
 func TestWatchdogCommands(t *testing.T) {

@@ -79,9 +79,9 @@ var cases = []struct {
 		w := s.worker("answers")
 		for n, size := range []int{0, 1, 100, 4<<10 - 24, 64<<10 - 24, 64<<10 - 1, 64 << 10, 64<<10 + 1, 128 << 10, 256 << 10, 3 << 20} {
 			text := strings.Repeat("x", size)
-			s.ask(w, uint64(n+1), "echo "+text, wire.Response, text)
+			s.ask(w, uint64(n+1), "echo "+text, text)
 			if size%2 == 0 {
-				s.ask(w, uint64(n+100), "repeat "+strconv.Itoa(size/2), wire.Response, strings.Repeat("ü", size/2))
+				s.ask(w, uint64(n+100), "repeat "+strconv.Itoa(size/2), strings.Repeat("ü", size/2))
 			}
 		}
 	}},
@@ -108,7 +108,7 @@ var cases = []struct {
 		if parts[0] == "" || !strings.Contains(parts[1], "Schlüssel ☃") || !strings.Contains(parts[2], s.runner.Traceback) {
 			s.Errorf("type, message and traceback are %q", parts)
 		}
-		s.ask(w, 2, "echo after", wire.Response, "after")
+		s.ask(w, 2, "echo after", "after")
 	}},
 	{"a value that is no string is an answer", func(s *suite) {
 		w := s.worker("answers")
@@ -116,12 +116,12 @@ var cases = []struct {
 		if h, payload := s.next(w); h.Kind != wire.NotString || payload == "" {
 			s.Errorf("got %+v %q", h, payload)
 		}
-		s.ask(w, 2, "echo after", wire.Response, "after")
+		s.ask(w, 2, "echo after", "after")
 	}},
 	{"what the model prints are lines, of init and of each worker", func(s *suite) {
 		w := s.worker("answers")
-		s.ask(w, 1, "say on stdout", wire.Response, "said")
-		s.ask(w, 2, "complain on stderr", wire.Response, "complained")
+		s.ask(w, 1, "say on stdout", "said")
+		s.ask(w, 2, "complain on stderr", "complained")
 		for _, line := range []string{
 			"stdout 0 init was here",
 			fmt.Sprintf("stdout %d on stdout", w.ID),
@@ -132,13 +132,13 @@ var cases = []struct {
 	}},
 	{"each request begins in the bundle's folder", func(s *suite) {
 		w := s.worker("answers")
-		s.ask(w, 1, "leave /", wire.Response, "gone")
-		s.ask(w, 2, "where", wire.Response, s.bundle.Dir)
+		s.ask(w, 1, "leave /", "gone")
+		s.ask(w, 2, "where", s.bundle.Dir)
 	}},
 	{"init runs once under fork", func(s *suite) {
 		z := s.start("answers", model.StartFork)
 		for n := range 4 {
-			s.ask(s.fork(z), uint64(n+1), "echo x", wire.Response, "x")
+			s.ask(s.fork(z), uint64(n+1), "echo x", "x")
 		}
 		if n := s.inits(); n != 1 {
 			s.Errorf("init ran %d times", n)
@@ -147,7 +147,7 @@ var cases = []struct {
 	{"init runs once a worker under spawn", func(s *suite) {
 		z := s.start("answers", model.StartSpawn)
 		for n := range 3 {
-			s.ask(s.fork(z), uint64(n+1), "echo x", wire.Response, "x")
+			s.ask(s.fork(z), uint64(n+1), "echo x", "x")
 			if got := s.inits(); got != n+1 {
 				s.Errorf("init ran %d times for %d workers", got, n+1)
 			}
@@ -177,7 +177,7 @@ var cases = []struct {
 				s.Errorf("%s ended by %q", c.request, reason)
 			}
 			w.Release()
-			s.ask(other, uint64(n+1), "echo there", wire.Response, "there")
+			s.ask(other, uint64(n+1), "echo there", "there")
 		}
 		if n := s.inits(); n != 1 {
 			s.Errorf("init ran %d times", n)
@@ -227,7 +227,7 @@ var cases = []struct {
 		s.want(w, 2, wire.Skipped, "")
 		s.want(w, 3, wire.Skipped, "")
 		w.Journal.Restore()
-		s.ask(w, 4, "echo on", wire.Response, "on")
+		s.ask(w, 4, "echo on", "on")
 	}},
 	{"a kill takes the worker's whole group", func(s *suite) {
 		w := s.worker("answers")
@@ -327,7 +327,7 @@ var cases = []struct {
 		s.send(w, batch(6, "d", "e"))
 		s.want(w, 6, wire.Response, "2 d")
 		s.want(w, 7, wire.Response, "2 e")
-		s.ask(w, 8, "f", wire.Response, "one f")
+		s.ask(w, 8, "f", "one f")
 	}},
 }
 
@@ -450,12 +450,13 @@ func (s *suite) want(w *runner.Worker, id uint64, kind wire.Kind, payload string
 	}
 }
 
-func (s *suite) ask(w *runner.Worker, id uint64, request string, kind wire.Kind, payload string) {
+// ask expects a RESPONSE.
+func (s *suite) ask(w *runner.Worker, id uint64, request, payload string) {
 	s.Helper()
 	// A large request does not fit in the channel, so it is read while it is written.
 	wrote := make(chan error, 1)
 	go func() { wrote <- w.Write(appendRequest(nil, id, 0, request)) }()
-	s.want(w, id, kind, payload)
+	s.want(w, id, wire.Response, payload)
 	if err := <-wrote; err != nil {
 		s.Error(err)
 	}

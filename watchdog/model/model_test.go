@@ -228,7 +228,7 @@ func TestABundleThatBreaksARuleIsRefusedWithTheFileAndTheRule(t *testing.T) {
 		{"a folder too deep", map[string]string{"iris/main.py": entry}, "main.py", "pack the content of iris"},
 		{"two entries", map[string]string{"main.py": entry, "main.R": "predict"}, "main.R", "one entry"},
 		{"no predict", map[string]string{"main.py": "def init(): pass"}, "main.py", "does not define predict"},
-		{"an unknown field", with("nmae: x"), "model.yml", "nmae"},
+		{"an unknown field", with("nane: x"), "model.yml", "nane"},
 		{"an unknown field of an example", with("examples: [{request: a, respnse: b}]"), "model.yml", "respnse"},
 		{"a list for a name", with("name: [a]"), "model.yml", "line 1"},
 		{"no mapping", with("- a"), "model.yml", ""},

@@ -22,6 +22,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/faas-predict/faas-predict/watchdog/link"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
@@ -134,6 +135,7 @@ func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error 
 		Handler: s.functionHandler(), ReadHeaderTimeout: s.settings.ReadTimeout, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
+	links := &link.Acceptor{Handler: function.Handler}
 	owner := http.NewServeMux()
 	owner.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
 	ended := make(chan error, 3)
@@ -155,6 +157,7 @@ func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error 
 		admin.HandleFunc("GET /ready", s.ready)
 		admin.HandleFunc("GET /workers", s.readWorkers)
 		admin.HandleFunc("PUT /workers", s.writeWorkers)
+		admin.Handle("GET "+link.Path, links)
 		side = append(side, &http.Server{Handler: admin, ReadHeaderTimeout: 5 * time.Second})
 		start(side[len(side)-1], l.admin)
 	}
@@ -185,7 +188,7 @@ func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error 
 		function.Close()
 		return *s.failure.Load()
 	}
-	return s.drain(function, now, failed)
+	return s.drain(function, links, now, failed)
 }
 
 // watchInit logs how init ended, and closes failed if it failed for good.
@@ -228,7 +231,7 @@ func (s *Server) watchInit() (failed <-chan struct{}, stop func()) {
 
 // drain is of-watchdog's way down: unhealthy for healthcheck_interval so that load balancers look
 // elsewhere, then no new connections, then the end once everything accepted is answered.
-func (s *Server) drain(function *http.Server, now func() bool, failed <-chan struct{}) error {
+func (s *Server) drain(function *http.Server, links *link.Acceptor, now func() bool, failed <-chan struct{}) error {
 	s.leaving.Store(true)
 	s.removeLock()
 	select {
@@ -250,7 +253,7 @@ func (s *Server) drain(function *http.Server, now func() bool, failed <-chan str
 		defer cancel()
 		ctx = limited
 	}
-	if err := function.Shutdown(ctx); err != nil {
+	if err := errors.Join(function.Shutdown(ctx), links.Shutdown(ctx)); err != nil {
 		return fmt.Errorf("%d requests did not end within drain_timeout (%s)", s.inFlight.Load(), s.settings.DrainTimeout)
 	}
 	if err := s.pool.Drain(ctx); err != nil {

@@ -6,9 +6,9 @@ import "time"
 // handing calls over one by one would cost more than predict itself.
 const (
 	// aheadBelow is the predict time above which a worker is given one call at a time.
-	aheadBelow = 100 * time.Microsecond
+	aheadBelow = 500 * time.Microsecond
 	// aheadBudget is how much predict time may lie ahead of a worker.
-	aheadBudget = 500 * time.Microsecond
+	aheadBudget = time.Millisecond
 	// aheadCalls and aheadBytes bound it further; what lies ahead must fit in the pipe.
 	aheadCalls = 64
 	aheadBytes = 64 << 10

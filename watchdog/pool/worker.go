@@ -85,7 +85,9 @@ func (p *Pool) dispatch(w *worker) (moved bool) {
 	if w.proc.Batch {
 		w.takeBatch()
 	} else {
-		for p.queue.head != nil && w.hasRoom() {
+		// No more than its share, or the other workers would idle behind this one.
+		share := (p.queue.length + len(p.workers) - 1) / max(len(p.workers), 1)
+		for taken := 0; p.queue.head != nil && w.hasRoom() && taken < max(share, 1); taken++ {
 			c := p.queue.head
 			if len(w.sent) > 0 && w.sentBytes+len(c.body) > aheadBytes {
 				break

@@ -422,15 +422,9 @@ func TestWatchdogNeverLetsAFastRequestWaitBehindASlowOne(t *testing.T) {
 	for range 2000 {
 		w.wantBody("", w.post("echo"))
 	}
-	// A machine under load holds up processes now and then; a queue behind the slow one would hold
-	// up several requests in every round.
-	var late int
-	for range 3 {
-		if late = w.lateBehindSlow(); late <= 2 {
-			return
-		}
+	if late := w.lateBehindSlow(); late > 0 {
+		t.Errorf("%d fast requests took more than 100 ms", late)
 	}
-	t.Errorf("%d fast requests took more than 100 ms, in each of three rounds", late)
 }
 
 // lateBehindSlow mixes a few slow requests into many fast ones and returns how many of the fast took

@@ -48,6 +48,7 @@ type Call struct {
 	arrived  time.Time
 	deadline time.Time // zero: none
 	done     chan struct{}
+	bulk     bool // one of many whose answers are wanted together
 
 	// Guarded by the pool's lock until done is signalled.
 	prev, next *Call // neighbours in the queue

@@ -148,16 +148,18 @@ func (p *Pool) Do(ctx context.Context, body []byte, tag string, arrived, deadlin
 // Submit hands in a request without waiting for its answer, which Wait returns; each submitted call
 // must be waited for. It never blocks: without room in the queue it returns ErrFull.
 func (p *Pool) Submit(body []byte, tag string, arrived, deadline time.Time) (*Call, error) {
+	c := &Call{body: body, tag: tag, arrived: arrived, deadline: deadline, done: make(chan struct{}, 1)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c, err := p.admit(body, tag, arrived, deadline)
-	if err == nil {
-		p.rouse()
+	if err := p.admit(c); err != nil {
+		return nil, err
 	}
-	return c, err
+	p.rouse()
+	return c, nil
 }
 
-// SubmitAll is Submit for a run of requests. It returns the calls of those it took, which are the
+// SubmitAll is Submit for a run of requests whose answers are wanted together rather than each as
+// soon as it is there: a worker may be given more of them at once. It returns the calls of those it took, which are the
 // first ones, and why it did not take the next.
 func (p *Pool) SubmitAll(bodies [][]byte, tag string, arrived, deadline time.Time) ([]*Call, error) {
 	calls := make([]*Call, 0, len(bodies))
@@ -165,8 +167,8 @@ func (p *Pool) SubmitAll(bodies [][]byte, tag string, arrived, deadline time.Tim
 	defer p.mu.Unlock()
 	var err error
 	for _, body := range bodies {
-		var c *Call
-		if c, err = p.admit(body, tag, arrived, deadline); err != nil {
+		c := &Call{body: body, tag: tag, arrived: arrived, deadline: deadline, done: make(chan struct{}, 1), bulk: true}
+		if err = p.admit(c); err != nil {
 			break
 		}
 		calls = append(calls, c)
@@ -180,7 +182,7 @@ func (p *Pool) SubmitAll(bodies [][]byte, tag string, arrived, deadline time.Tim
 // lock is held as in dispatch.
 func (p *Pool) rouse() {
 	for p.queue.head != nil {
-		w := p.freeWorker()
+		w := p.freeWorker(p.queue.head)
 		if w == nil || len(w.sent) > 0 || !p.dispatch(w) {
 			return
 		}
@@ -188,23 +190,22 @@ func (p *Pool) rouse() {
 }
 
 // admit queues a call, or says why not. The lock is held.
-func (p *Pool) admit(body []byte, tag string, arrived, deadline time.Time) (*Call, error) {
+func (p *Pool) admit(c *Call) error {
 	switch {
 	case p.draining:
-		return nil, ErrDraining
+		return ErrDraining
 	case p.notReady != "":
-		return nil, &NotReadyError{p.notReady}
-	case p.queue.length >= p.cfg.QueueDepth && p.freeWorker() == nil:
-		return nil, ErrFull
+		return &NotReadyError{p.notReady}
+	case p.queue.length >= p.cfg.QueueDepth && p.freeWorker(c) == nil:
+		return ErrFull
 	}
-	c := &Call{body: body, tag: tag, arrived: arrived, deadline: deadline, done: make(chan struct{}, 1)}
 	p.inFlight++
 	p.queue.pushBack(c)
 	if !p.armed {
 		p.armed = true
 		p.alarm <- struct{}{}
 	}
-	return c, nil
+	return nil
 }
 
 // Wait blocks for a submitted call, as Do does.

@@ -361,25 +361,25 @@ func TestCrashPauseDoublesAndEnds(t *testing.T) {
 
 func TestPaceSendsAheadOnlyWhilePredictIsShort(t *testing.T) {
 	var p pace
-	if p.ahead() != 1 {
+	if p.ahead(aheadSingle) != 1 {
 		t.Error("sends ahead before anything was measured")
 	}
 	for range 200 {
 		p.measured(2 * time.Microsecond)
 	}
-	if n := p.ahead(); n != aheadCalls {
+	if n := p.ahead(aheadSingle); n != aheadSingle.calls {
 		t.Errorf("2 µs: %d ahead", n)
 	}
 	p.measured(300 * time.Millisecond)
 	p.measured(300 * time.Millisecond)
-	if n := p.ahead(); n != 1 {
+	if n := p.ahead(aheadSingle); n != 1 {
 		t.Errorf("right after two slow ones: %d ahead", n)
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		var p pace
 		for _, d := range rapid.SliceOf(rapid.Int64Range(-5, int64(time.Minute))).Draw(t, "samples") {
 			p.measured(time.Duration(d))
-			if n := p.ahead(); n < 1 || n > aheadCalls || (n > 1 && p.mean*float64(n) > float64(aheadBudget)) || p.mean < 0 {
+			if n := p.ahead(aheadSingle); n < 1 || n > aheadSingle.calls || (n > 1 && p.mean*float64(n) > float64(aheadSingle.budget)) || p.mean < 0 {
 				t.Fatalf("after %d: %d ahead at %g", d, n, p.mean)
 			}
 		}
@@ -388,7 +388,7 @@ func TestPaceSendsAheadOnlyWhilePredictIsShort(t *testing.T) {
 	for range 200 {
 		p.measured(20 * time.Millisecond)
 	}
-	if p.ahead() != 1 {
+	if p.ahead(aheadSingle) != 1 {
 		t.Error("a slow model gets calls ahead")
 	}
 }

@@ -36,12 +36,11 @@ type worker struct {
 	dead      bool
 }
 
-// freeWorker returns the worker that has the fewest calls and room for one more, or nil. The lock is
-// held.
-func (p *Pool) freeWorker() *worker {
+// freeWorker returns the worker that has the fewest calls and room for c, or nil. The lock is held.
+func (p *Pool) freeWorker(c *Call) *worker {
 	var best *worker
 	for _, w := range p.workers {
-		if !w.hasRoom() {
+		if !w.hasRoom(c) || (c.bulk && !w.halfDone()) {
 			continue
 		}
 		if len(w.sent) == 0 {
@@ -54,7 +53,7 @@ func (p *Pool) freeWorker() *worker {
 	return best
 }
 
-func (w *worker) hasRoom() bool {
+func (w *worker) hasRoom(c *Call) bool {
 	if w.dead || w.retiring || w.holding || w.timedOut {
 		return false
 	}
@@ -64,13 +63,23 @@ func (w *worker) hasRoom() bool {
 	case w.proc.Journal == nil || w.proc.Batch:
 		return false
 	}
-	return len(w.sent) < w.pool.pace.ahead() && w.sentBytes < aheadBytes
+	bound := aheadSingle
+	if c.bulk {
+		bound = aheadBulk
+	}
+	return len(w.sent) < w.pool.pace.ahead(bound) && w.sentBytes+len(c.body) <= bound.bytes
+}
+
+// halfDone reports whether a worker that has bulk calls is due for its next run of them. Topped up
+// after every answer it would get, and answer, one at a time ever after.
+func (w *worker) halfDone() bool {
+	return len(w.sent) <= w.pool.pace.ahead(aheadBulk)/2 && w.sentBytes <= aheadBulk.bytes/2
 }
 
 // feed hands out what is queued to whoever has room. The lock is held as in dispatch.
 func (p *Pool) feed() {
 	for p.queue.head != nil {
-		w := p.freeWorker()
+		w := p.freeWorker(p.queue.head)
 		if w == nil || !p.dispatch(w) {
 			return
 		}
@@ -87,14 +96,7 @@ func (p *Pool) dispatch(w *worker) (moved bool) {
 	} else {
 		// No more than its share, or the other workers would idle behind this one.
 		share := (p.queue.length + len(p.workers) - 1) / max(len(p.workers), 1)
-		for taken := 0; p.queue.head != nil && w.hasRoom() && taken < max(share, 1); taken++ {
-			c := p.queue.head
-			if len(w.sent) > 0 && w.sentBytes+len(c.body) > aheadBytes {
-				break
-			}
-			p.queue.remove(c)
-			w.take(c, 0)
-		}
+		w.takeRun(max(share, 1))
 	}
 	moved = p.nextID != before
 	if len(w.outgoing) == 0 || w.writing {
@@ -115,10 +117,31 @@ func (p *Pool) dispatch(w *worker) (moved bool) {
 	return moved
 }
 
+// takeRun moves up to n calls from the queue's head to w, as far as it has room. Answers to a run of
+// bulk calls come back together, those of an idle worker in two halves: it answers the second while
+// the next run is on its way.
+func (w *worker) takeRun(n int) {
+	p := w.pool
+	wasIdle, first := len(w.sent) == 0, len(w.sent)
+	for p.queue.head != nil && len(w.sent)-first < n && w.hasRoom(p.queue.head) {
+		c := p.queue.head
+		p.queue.remove(c)
+		w.take(c)
+	}
+	run := w.sent[first:]
+	for i, c := range run {
+		var flags uint8
+		if c.bulk && i < len(run)-1 && !(wasIdle && i == len(run)/2-1) {
+			flags = wire.FlagHold
+		}
+		w.put(c, flags)
+	}
+}
+
 // takeBatch gives an idle worker what is queued, up to BatchMaxSize.
 func (w *worker) takeBatch() {
 	p := w.pool
-	if !w.hasRoom() || p.queue.head == nil {
+	if p.queue.head == nil || !w.hasRoom(p.queue.head) {
 		return
 	}
 	var batch []*Call
@@ -139,22 +162,27 @@ func (w *worker) takeBatch() {
 		if i < len(batch)-1 {
 			flags = wire.FlagMore
 		}
-		w.take(c, flags)
+		w.take(c)
+		w.put(c, flags)
 	}
 	if p.cfg.Metrics.Batch != nil {
 		p.cfg.Metrics.Batch(len(batch))
 	}
 }
 
-func (w *worker) take(c *Call, flags uint8) {
-	p := w.pool
-	p.nextID++
-	c.id = p.nextID
+// take makes c the worker's.
+func (w *worker) take(c *Call) {
+	w.pool.nextID++
+	c.id = w.pool.nextID
 	if len(w.sent) == 0 {
 		w.lastMove = time.Now()
 	}
 	w.sent = append(w.sent, c)
 	w.sentBytes += len(c.body)
+}
+
+// put appends c's frame to what is written next.
+func (w *worker) put(c *Call, flags uint8) {
 	w.outgoing = wire.AppendHeader(w.outgoing, wire.Header{Length: uint32(len(c.body)), Kind: wire.Request, Flags: flags, ID: c.id})
 	w.outgoing = append(w.outgoing, c.body...)
 }
@@ -308,7 +336,7 @@ func (w *worker) check(now time.Time) {
 	if w.proc.Journal == nil || w.holding || len(w.sent) < 2 || w.sent[0].grouped || now.Sub(w.lastMove) < stuckAfter {
 		return
 	}
-	if other := w.pool.freeWorker(); other != nil && len(other.sent) == 0 {
+	if other := w.pool.freeWorker(w.sent[1]); other != nil && len(other.sent) == 0 {
 		w.takeBack()
 	}
 }

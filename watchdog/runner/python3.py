@@ -24,6 +24,7 @@ HEADER = struct.Struct("<IBBHQQ")  # length, kind, flags, zero, id, elapsed
 FORK, KILL = 1, 2
 HELLO, READY, INIT_FAILED, FORKED, EXITED = 16, 17, 18, 19, 20
 FLAG_MORE = 1
+FLAG_HOLD = 2
 UP, RESPONSE, RAISED, NOT_STRING, SKIPPED = 48, 49, 50, 51, 52
 
 # The journal: one slot of SLOT bytes a worker. Its first words are these, its replies follow at AREA.
@@ -287,7 +288,7 @@ class Worker:
                         self.answer(ident, result, ended - began)
                 if self.moved:
                     self.go_home()
-                if at < have and ended - self.oldest > FLUSH_AFTER_NS:
+                if at < have and not flags & FLAG_HOLD and ended - self.oldest > FLUSH_AFTER_NS:
                     self.flush()
                     self.oldest = ended
                 began = ended

@@ -121,7 +121,7 @@ func TestReadLineCutsAtLineEndsWhateverTheBuffer(t *testing.T) {
 	})
 }
 
-func TestUnquoteAgreesWithEncodingJSON(t *testing.T) {
+func TestARowGivenAsAStringIsReadAsEncodingJSONReadsIt(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		line := []byte(`"` + rapid.StringOf(rapid.SampledFrom([]rune(`ab"\nu0d8é☃/ `+"\x00\x1f\x7f\t"))).Draw(t, "inner") + `"`)
 		if rapid.Bool().Draw(t, "valid") {
@@ -129,14 +129,14 @@ func TestUnquoteAgreesWithEncodingJSON(t *testing.T) {
 		}
 		var want string
 		err := json.Unmarshal(line, &want)
-		got, ok := unquote(line)
-		if ok != (err == nil) || (ok && string(got) != want) {
-			t.Fatalf("%q gave %q %v, encoding/json %q %v", line, got, ok, want, err)
+		got := parseRow(line, false)
+		if (got.bad == nil) != (err == nil) || string(got.request) != want {
+			t.Fatalf("%q gave %q %v, encoding/json %q %v", line, got.request, got.bad, want, err)
 		}
 	})
 	for _, bad := range []string{`"`, `"a`, `"a" b`, `"a""b"`} {
-		if got, ok := unquote([]byte(bad)); ok {
-			t.Errorf("%s gave %q", bad, got)
+		if got := parseRow([]byte(bad), false); got.bad == nil {
+			t.Errorf("%s gave %q", bad, got.request)
 		}
 	}
 }

@@ -163,11 +163,14 @@ func parseRow(line []byte, tooLong bool) row {
 	switch {
 	case tooLong:
 		return bad(http.StatusRequestEntityTooLarge, "the line is larger than max_body_bytes")
+	case isPlainString(line):
+		return row{request: line[1 : len(line)-1]}
 	case !utf8.Valid(line):
 		return bad(http.StatusBadRequest, "the line is not UTF-8")
 	case line[0] == '"':
-		if text, ok := unquote(line); ok {
-			return row{request: text}
+		var text string
+		if json.Unmarshal(line, &text) == nil {
+			return row{request: []byte(text)}
 		}
 	case json.Valid(line):
 		return row{request: line, isJSON: true}
@@ -205,48 +208,6 @@ func (s *Server) submitRows(ctx context.Context, r *http.Request, id string, run
 			return
 		}
 	}
-}
-
-// unquote decodes a JSON string, without a detour where it holds no escapes.
-func unquote(line []byte) ([]byte, bool) {
-	if len(line) >= 2 && line[len(line)-1] == '"' {
-		inner, plain := line[1:len(line)-1], true
-		for _, c := range inner {
-			if c == '"' || c == '\\' || c < ' ' {
-				plain = false
-				break
-			}
-		}
-		if plain {
-			return inner, true
-		}
-	}
-	var text string
-	if json.Unmarshal(line, &text) != nil {
-		return nil, false
-	}
-	return []byte(text), true
-}
-
-// appendQuoted appends text as a JSON string.
-func appendQuoted(dst, text []byte) []byte {
-	plain := true
-	for _, c := range text {
-		if c < ' ' || c == '"' || c == '\\' || c >= 0x80 {
-			plain = false
-			break
-		}
-	}
-	if plain {
-		dst = append(dst, '"')
-		dst = append(dst, text...)
-		return append(dst, '"')
-	}
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(string(text))
-	return append(dst, bytes.TrimSuffix(buf.Bytes(), []byte("\n"))...)
 }
 
 // writeRows waits for each row in its turn and writes it. It flushes when it would have to wait, so

@@ -65,8 +65,14 @@ const (
 	Skipped Kind = 52
 )
 
-// FlagMore on a Request: the batch it belongs to goes on with the next frame.
-const FlagMore uint8 = 1
+// Flags of a Request.
+const (
+	// FlagMore: the batch it belongs to goes on with the next frame.
+	FlagMore uint8 = 1
+	// FlagHold: its answer may be held until a request without the flag is answered. Nobody waits
+	// for this answer alone, and answers that leave with one write cost less.
+	FlagHold uint8 = 2
+)
 
 // Header precedes each payload.
 //

@@ -70,6 +70,21 @@ func (w *watchdog) raw(send func(net.Conn)) string {
 	return line
 }
 
+func TestWatchdogLetsPredictTakeLongerThanReadTimeout(t *testing.T) {
+	t.Parallel()
+	slow := map[string]string{"main.py": "import time\ndef predict(r):\n    time.sleep(0.5)\n    return r\n"}
+	w := start(t, bundle(t, slow), "read_timeout=300ms", "workers=1")
+	if got := w.post("x"); got.status != http.StatusOK || got.body != "x" {
+		t.Errorf("a short body got %d %q", got.status, got.body)
+	}
+	if got := w.post(""); got.status != http.StatusOK || got.body != "" {
+		t.Errorf("no body got %d %q", got.status, got.body)
+	}
+	if rows := w.streamed(w.post("1\n2\n3\n", ndjson)); strings.Join(rows, "|") != "1|2|3" {
+		t.Errorf("a stream got %q", rows)
+	}
+}
+
 func TestWatchdogDoesNotWaitForASlowSender(t *testing.T) {
 	t.Parallel()
 	w := start(t, bundle(t, map[string]string{"main.py": echoModel}), "read_timeout=700ms")

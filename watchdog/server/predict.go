@@ -43,6 +43,7 @@ func callID(r *http.Request) string {
 // stamp puts on the headers that every answer carries.
 func (s *Server) stamp(w http.ResponseWriter, id string) {
 	h := w.Header()
+	// One allocation for both; each may grow only by moving away.
 	both := []string{s.bundle.Version.ID, id}
 	h["X-Model-Version"], h["X-Call-Id"] = both[0:1:1], both[1:2:2]
 }
@@ -134,8 +135,8 @@ func (s *Server) predict(w http.ResponseWriter, r *http.Request) {
 	s.metrics.queue.Observe(answer.Queue.Seconds())
 	s.metrics.predict.Observe(answer.Predict.Seconds())
 	h := w.Header()
-	h["Content-Type"] = []string{s.bundle.ContentType}
-	h["Content-Length"] = []string{strconv.Itoa(len(answer.Body))}
+	both := []string{s.bundle.ContentType, strconv.Itoa(len(answer.Body))}
+	h["Content-Type"], h["Content-Length"] = both[0:1:1], both[1:2:2]
 	stampTimes(h, time.Since(arrived), answer.Queue, answer.Predict)
 	if len(answer.Body) > 64<<10 {
 		_ = http.NewResponseController(w).SetWriteDeadline(s.writeDeadline())
@@ -178,22 +179,14 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, 
 		held += n
 		return s.held.Add(n) <= heldBodies*limit
 	}
+	// The server's own deadline is for the whole request, which does for a body that came with its
+	// head. A larger one has its own. Either ends with the body: net/http lifts it there.
 	const small = 64 << 10
-	if r.ContentLength < 0 || r.ContentLength > small {
-		// A body that may take more than one read has a deadline of its own.
-		control := http.NewResponseController(w)
-		if s.settings.ReadTimeout > 0 {
-			_ = control.SetReadDeadline(time.Now().Add(s.settings.ReadTimeout))
-			defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-		}
-	} else if r.ContentLength > 0 && s.settings.ReadTimeout > 0 {
-		control := http.NewResponseController(w)
-		timer := time.AfterFunc(s.settings.ReadTimeout, func() { _ = control.SetReadDeadline(time.Unix(1, 0)) })
-		defer timer.Stop()
+	if s.settings.ReadTimeout > 0 && (r.ContentLength < 0 || r.ContentLength > small) {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.settings.ReadTimeout))
 	}
 	switch {
 	case r.ContentLength == 0:
-		return nil, release, nil
 	case r.ContentLength > 0:
 		if !hold(r.ContentLength) {
 			return refuse(http.StatusTooManyRequests, "too many request bodies wait already")

@@ -132,7 +132,7 @@ func listenUnix(path string) (net.Listener, error) {
 
 func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error {
 	function := &http.Server{
-		Handler: s.functionHandler(), ReadHeaderTimeout: s.settings.ReadTimeout, IdleTimeout: 2 * time.Minute,
+		Handler: s.functionHandler(), ReadTimeout: s.settings.ReadTimeout, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	links := &link.Acceptor{Handler: function.Handler}

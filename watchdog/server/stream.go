@@ -78,6 +78,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, id string) int {
 // readRows submits each line. It blocks while rowsAhead rows are under way, which is what slows the
 // sender down.
 func (s *Server) readRows(ctx context.Context, control *http.ResponseController, r *http.Request, id string, rows chan<- row) {
+	// Rows may be under way long after the last has come.
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 	limit := int(s.settings.MaxBodyBytes)
 	in := bufio.NewReaderSize(r.Body, 64<<10)
 	send := func(next row) bool {

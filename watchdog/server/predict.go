@@ -120,8 +120,8 @@ func (s *Server) predict(w http.ResponseWriter, r *http.Request) {
 		status = s.stream(w, r, id)
 		return
 	}
-	body, release, refusal := s.readBody(w, r)
-	defer release()
+	body, held, refusal := s.readBody(w, r)
+	defer func() { s.held.Add(-held) }()
 	if refusal != nil {
 		fail(*refusal, pool.Answer{})
 		return
@@ -162,14 +162,12 @@ func (s *Server) logFailure(err error, id string) {
 	}
 }
 
-// readBody reads a whole body of UTF-8 within the limits. release gives its bytes back to the budget
-// and must be called in every case.
-func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, release func(), refusal *problem) {
-	held := int64(0)
-	release = func() { s.held.Add(-held) }
-	refuse := func(status int, detail string) ([]byte, func(), *problem) { //nolint:unparam // its results are readBody's
+// readBody reads a whole body of UTF-8 within the limits. held is what it took of the budget for
+// bodies, which the caller gives back in every case.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, held int64, refusal *problem) {
+	refuse := func(status int, detail string) ([]byte, int64, *problem) { //nolint:unparam // its results are readBody's
 		p := newProblem(status, detail)
-		return nil, release, &p
+		return nil, held, &p
 	}
 	limit := s.settings.MaxBodyBytes
 	if r.ContentLength > limit {
@@ -222,7 +220,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, 
 	if !utf8.Valid(body) {
 		return refuse(http.StatusBadRequest, "the body is not UTF-8")
 	}
-	return body, release, nil
+	return body, held, nil
 }
 
 func tooLarge(limit int64) string {

@@ -1,0 +1,69 @@
+package traffic
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Annotations through which a stack.yml says how a deployment gets its calls, because gateways pass
+// on the standard routes only.
+const (
+	// SplitAnnotation: "canary=10", or versions and weights such as "1.0_may=90,canary=10".
+	SplitAnnotation = "faas-predict.traffic"
+	// MirrorAnnotation: "canary", or a version.
+	MirrorAnnotation = "faas-predict.mirror"
+)
+
+// This names, in an annotation, the version that the deployment brings.
+const This = "canary"
+
+// Deploy is the split that deploying version asks for by its annotations, current being the split
+// before, empty for a new function. Without annotations every call goes to version.
+func Deploy(annotations map[string]string, current Split, version string) (Split, error) {
+	out := All(version)
+	text, mirror := annotations[SplitAnnotation], annotations[MirrorAnnotation]
+	if mirror == This {
+		mirror = version
+	}
+	switch {
+	case text != "":
+		targets, err := parseTargets(text, version)
+		if err != nil {
+			return Split{}, fmt.Errorf("annotation %s: %w", SplitAnnotation, err)
+		}
+		out = Split{Targets: targets}
+		if len(targets) == 1 && targets[0].Version == version {
+			out = current.Canary(version, targets[0].Weight)
+			out.Mirror = ""
+		}
+	case mirror == version && len(current.Targets) > 0 && current.Weight(version) < Whole:
+		out = current.Canary(version, 0) // a mirror gets copies and no calls of its own
+	}
+	out.Mirror = mirror
+	if len(current.Targets) == 0 && mirror == version {
+		out.Mirror = "" // there is nothing to mirror yet
+	}
+	if err := out.Check(); err != nil {
+		return Split{}, fmt.Errorf("annotations %s and %s: %w", SplitAnnotation, MirrorAnnotation, err)
+	}
+	return out, nil
+}
+
+func parseTargets(text, version string) ([]Target, error) {
+	var out []Target
+	for part := range strings.SplitSeq(text, ",") {
+		name, weight, ok := strings.Cut(strings.TrimSpace(part), "=")
+		if !ok {
+			return nil, fmt.Errorf("%w: %.80q is not VERSION=WEIGHT or %s=WEIGHT", ErrInvalid, part, This)
+		}
+		w, err := ParseWeight(weight)
+		if err != nil {
+			return nil, err
+		}
+		if name == This {
+			name = version
+		}
+		out = append(out, Target{name, w})
+	}
+	return out, nil
+}

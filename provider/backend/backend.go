@@ -127,6 +127,7 @@ type Namespaces interface {
 // Backend is a whole backend.
 type Backend interface {
 	Functions
+	Traffic
 	Secrets
 	Namespaces
 	// Close stops every function after it answered what it had accepted, within ctx.

@@ -66,7 +66,7 @@ main.py that defines predict(request), and optionally init().
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), pushCommand(), deployCommand(), versionsCommand(), &cobra.Command{
+	root.AddCommand(serveCommand(), pushCommand(), deployCommand(), versionsCommand(), trafficCommand(), rollbackCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program",
 		Args:  cobra.NoArgs,

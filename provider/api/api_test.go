@@ -17,6 +17,7 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
+	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/provider/upstream"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
@@ -26,6 +27,7 @@ type fake struct {
 	err     error
 	forward func(w http.ResponseWriter, r *http.Request, target string) (int, error)
 	scaled  uint64
+	split   backend.TrafficStatus
 }
 
 func (f *fake) List(context.Context, string) ([]types.FunctionStatus, error) {
@@ -55,6 +57,18 @@ func (f *fake) Logs(context.Context, logs.Request) (<-chan logs.Message, error) 
 	close(out)
 	return out, f.err
 }
+func (f *fake) Traffic(context.Context, backend.Ref) (backend.TrafficStatus, error) {
+	return f.split, f.err
+}
+func (f *fake) SetTraffic(_ context.Context, _ backend.Ref, s traffic.Split) (backend.TrafficStatus, error) {
+	f.split.Split = s
+	return f.split, f.err
+}
+func (f *fake) Rollback(context.Context, backend.Ref) (backend.TrafficStatus, error) {
+	return f.split, f.err
+}
+func (f *fake) Running(string) []backend.TrafficStatus       { return []backend.TrafficStatus{f.split} }
+func (f *fake) Unload(context.Context, string, string) error { return f.err }
 func (f *fake) Forward(_ backend.Ref, w http.ResponseWriter, r *http.Request, target, _ string, _ http.Header) (int, error) {
 	if f.forward == nil {
 		return 0, f.err
@@ -74,7 +88,6 @@ func (m fakeModels) Push(_ context.Context, name string, zip io.Reader) (registr
 func (m fakeModels) List() ([]registry.Model, error)      { return nil, m.err }
 func (m fakeModels) Get(n string) (registry.Model, error) { return registry.Model{Name: n}, m.err }
 func (m fakeModels) Delete(string, string) error          { return m.err }
-func (m fakeModels) InUse(string, string) bool            { return false }
 
 func server(f *fake, m fakeModels, behindGateway bool) *Server {
 	return New(Options{

@@ -56,6 +56,9 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, backend.ErrNotFound):
 		problem(w, http.StatusNotFound, callID, "there is no function "+quote(name))
 		return
+	case errors.Is(err, backend.ErrNoVersion):
+		problem(w, http.StatusNotFound, callID, err.Error())
+		return
 	case errors.Is(err, upstream.ErrAborted):
 		s.metrics.called(ref, http.StatusBadGateway, time.Since(start))
 		if r.Context().Err() == nil {

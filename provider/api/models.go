@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
@@ -14,30 +15,40 @@ import (
 // ModelVersion is a version as the API shows it.
 type ModelVersion struct {
 	registry.Version
-	State string `json:"state"` // "serving" while a function runs it, else "stored"
+	State  backend.State `json:"state"` // what the function does with it that does most
+	Reason string        `json:"reason,omitempty"`
 }
 
 // Model is a model as the API shows it.
 type Model struct {
-	Name     string         `json:"name"`
-	Latest   string         `json:"latest"`
-	Versions []ModelVersion `json:"versions"`
+	Name      string                  `json:"name"`
+	Latest    string                  `json:"latest"`
+	Versions  []ModelVersion          `json:"versions"`
+	Functions []backend.TrafficStatus `json:"functions"` // those that run it
 }
 
+// precedence orders states by how much a version in them is in use.
+var precedence = []backend.State{backend.Registered, backend.Failed, backend.Draining, backend.Loading, backend.Ready, backend.Active}
+
 func (s *Server) show(m registry.Model) Model {
-	out := Model{Name: m.Name, Latest: m.Latest}
+	out := Model{Name: m.Name, Latest: m.Latest, Functions: s.backend.Running(m.Name)}
 	for _, v := range m.Versions {
-		out.Versions = append(out.Versions, s.showVersion(v))
+		out.Versions = append(out.Versions, showVersion(v, out.Functions))
 	}
 	return out
 }
 
-func (s *Server) showVersion(v registry.Version) ModelVersion {
-	state := "stored"
-	if s.models.InUse(v.Model, v.ID) {
-		state = "serving"
+func showVersion(v registry.Version, functions []backend.TrafficStatus) ModelVersion {
+	out := ModelVersion{Version: v, State: backend.Registered}
+	for _, f := range functions {
+		for _, status := range f.Versions {
+			if status.Model == v.Model && status.Version == v.ID &&
+				slices.Index(precedence, status.State) >= slices.Index(precedence, out.State) {
+				out.State, out.Reason = status.State, status.Reason
+			}
+		}
 	}
-	return ModelVersion{v, state}
+	return out
 }
 
 func (s *Server) listModels(w http.ResponseWriter, _ *http.Request) {
@@ -77,11 +88,16 @@ func (s *Server) pushModel(w http.ResponseWriter, r *http.Request) {
 	if created {
 		status = http.StatusCreated
 	}
-	answer(w, status, s.showVersion(v))
+	answer(w, status, showVersion(v, s.backend.Running(name)))
 }
 
 func (s *Server) deleteVersion(w http.ResponseWriter, r *http.Request) {
-	if err := s.models.Delete(r.PathValue("name"), r.PathValue("version")); err != nil {
+	name, version := r.PathValue("name"), r.PathValue("version")
+	err := s.backend.Unload(r.Context(), name, version)
+	if err == nil {
+		err = s.models.Delete(name, version)
+	}
+	if err != nil {
 		fail(w, err)
 		return
 	}

@@ -52,7 +52,10 @@ var Routes = []Route{
 	{"GET", "/system/models", "Every model with its versions.", method((*Server).listModels)},
 	{"GET", "/system/models/{name}", "One model with its versions, the one pushed last first.", method((*Server).getModel)},
 	{"PUT", "/system/models/{name}", "Push a bundle as a zip: 201 new, 200 the same content again, 409 a label with other content, 400 or 413 refused.", method((*Server).pushModel)},
-	{"DELETE", "/system/models/{name}/versions/{version}", "Delete a version: 202, 404, 409 while a function runs it.", method((*Server).deleteVersion)},
+	{"DELETE", "/system/models/{name}/versions/{version}", "Delete a version: 202, 404, 409 while it is in a function's split.", method((*Server).deleteVersion)},
+	{"GET", "/system/models/{name}/traffic", "The split of the function of that name (query: namespace), its versions and their states.", method((*Server).getTraffic)},
+	{"PUT", "/system/models/{name}/traffic", "Split the function's calls between versions: 200 when the split holds, 404, 400 for a bad split, 422 with the traceback when a version does not start.", method((*Server).setTraffic)},
+	{"POST", "/system/models/{name}/rollback", "Move the calls to the split before this one: 200, 404, 409 when there is none.", method((*Server).rollback)},
 	{"", functionPrefix + "{name}", "Call a function, as NAME or NAME.NAMESPACE.", method((*Server).invoke)},
 	{"", functionPrefix + "{name}/{path...}", "Call a function with a path of its own.", method((*Server).invoke)},
 	{"GET", "/healthz", "200 while the provider serves.", method((*Server).healthz)},
@@ -73,7 +76,6 @@ type Models interface {
 	List() ([]registry.Model, error)
 	Get(name string) (registry.Model, error)
 	Delete(name, version string) error
-	InUse(name, version string) bool
 }
 
 // Functions is where calls go; see process.Backend.Forward.

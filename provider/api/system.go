@@ -42,7 +42,7 @@ func fail(w http.ResponseWriter, err error) {
 		status = http.StatusBadRequest
 	case errors.Is(err, backend.ErrNotFound):
 		status = http.StatusNotFound
-	case errors.Is(err, backend.ErrExists), errors.Is(err, backend.ErrInUse), errors.Is(err, registry.ErrConflict):
+	case errors.Is(err, backend.ErrExists), errors.Is(err, backend.ErrInUse), errors.Is(err, registry.ErrConflict), errors.Is(err, backend.ErrNothingBefore):
 		status = http.StatusConflict
 	case errors.Is(err, backend.ErrFailed):
 		status = http.StatusUnprocessableEntity
@@ -158,10 +158,15 @@ func (s *Server) getFunction(w http.ResponseWriter, r *http.Request) {
 	}
 	usage, _ := strconv.ParseBool(query.Get("usage"))
 	out, err := s.backend.Get(r.Context(), ref, usage)
+	var split backend.TrafficStatus
+	if err == nil {
+		split, err = s.backend.Traffic(r.Context(), ref)
+	}
 	if err != nil {
 		fail(w, err)
 		return
 	}
+	annotate(&out, split)
 	answer(w, http.StatusOK, out)
 }
 

@@ -7,6 +7,9 @@ import (
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
+// ErrNothingBefore means that a function has no split to be rolled back to.
+var ErrNothingBefore = errors.New("no split before this one")
+
 // ErrNoVersion means that a call or a request names a version that the function does not have
 // loaded.
 var ErrNoVersion = errors.New("version not loaded")

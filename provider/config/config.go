@@ -44,6 +44,7 @@ type Config struct {
 	MaxIdleConns        int // to one function
 	DeployTimeout       time.Duration
 	DrainTimeout        time.Duration
+	KeepWarm            int // versions without calls that a function keeps loaded
 	MaxModelBytes       int64
 	MaxReplicas         uint64
 	LogBufferBytes      int
@@ -107,6 +108,10 @@ var Settings = []Setting{
 	}},
 	{"drain_timeout", "60s", "How long a replaced or removed function may finish what it has accepted.", func(c *Config, v string) (err error) {
 		c.DrainTimeout, err = duration(v)
+		return err
+	}},
+	{"keep_warm", "1", "How many versions of earlier splits a function keeps loaded, so that a rollback finds them ready.", func(c *Config, v string) (err error) {
+		c.KeepWarm, err = integer(v, 0, 16)
 		return err
 	}},
 	{"max_model_bytes", "2147483648", "Largest zip that a push may send, in bytes.", func(c *Config, v string) error {

@@ -426,7 +426,7 @@ func TestProviderCommandsDeployAStack(t *testing.T) {
 	}
 	p.wantCall("echo", "env COLOUR", "red")
 	out, err := p.run("versions", "echo")
-	if err != nil || !strings.Contains(out, "1_a") || !strings.Contains(out, "serving") {
+	if err != nil || !strings.Contains(out, "1_a") || !strings.Contains(out, "active") {
 		t.Errorf("versions: %v\n%s", err, out)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "main.py"), []byte(talkativeModel+"# changed\n"), 0o644); err != nil {

@@ -95,6 +95,9 @@ func fakeFwatchdog() {
 
 func fakeCall(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
+	case "/words":
+		words, _ := os.ReadFile(filepath.Join(os.Getenv("model_path"), "main.py"))
+		w.Write(words)
 	case "/env":
 		json.NewEncoder(w).Encode(os.Environ())
 	case "/whoami":

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"slices"
 	"sort"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 	"github.com/openfaas/faas-provider/types"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
 // scaleMinLabel is OpenFaaS's label for the least number of replicas.
@@ -29,11 +29,14 @@ type function struct {
 	ref    backend.Ref
 	claims int // guarded by Backend.mu: changes that hold or wait for change
 
-	change     sync.Mutex // one change at a time; guards release
-	release    func()     // of the model
-	record     atomic.Pointer[record]
-	generation atomic.Pointer[generation] // nil while scaled to zero or not started yet
-	invoked    atomic.Uint64
+	change  sync.Mutex                     // one change at a time; guards pins
+	pins    map[modelVersion]backend.Model // the versions of record, which cannot be deleted
+	record  atomic.Pointer[record]
+	route   atomic.Pointer[route] // nil while scaled to zero or not started yet
+	invoked atomic.Uint64
+
+	marksLock sync.Mutex
+	marks     map[string]mark // by version
 }
 
 // claim returns the function of that name, made if need be, for a change.
@@ -42,7 +45,7 @@ func (b *Backend) claim(ref backend.Ref) *function {
 	defer b.mu.Unlock()
 	f := b.functions[ref]
 	if f == nil {
-		f = &function{ref: ref}
+		f = &function{ref: ref, pins: map[modelVersion]backend.Model{}, marks: map[string]mark{}}
 		b.functions[ref] = f
 	}
 	f.claims++
@@ -67,6 +70,24 @@ func (b *Backend) existing(ref backend.Ref) (*function, error) {
 		return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 	}
 	return f, nil
+}
+
+// lock claims an existing function for one change; unlock ends that.
+func (b *Backend) lock(ref backend.Ref) (f *function, unlock func(), err error) {
+	if _, err := b.existing(ref); err != nil {
+		return nil, nil, err
+	}
+	f = b.claim(ref)
+	f.change.Lock()
+	unlock = func() {
+		f.change.Unlock()
+		b.unclaim(f)
+	}
+	if f.record.Load() == nil {
+		unlock()
+		return nil, nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
+	}
+	return f, unlock, nil
 }
 
 // checkSpec holds a deployment to the rules that need no look at anything else, and fills in its
@@ -124,8 +145,9 @@ func (b *Backend) leastReplicas(spec *types.FunctionDeployment) (uint64, error) 
 	return max(1, n), nil
 }
 
-// plan turns a checked spec into a launch. It may build a Python environment.
-func (b *Backend) plan(ctx context.Context, spec types.FunctionDeployment, m backend.Model, id identity, log *journal) (*launch, error) {
+// plan turns a checked deployment into a launch. It may build a Python environment.
+func (b *Backend) plan(ctx context.Context, d deployed, m backend.Model, id identity, log *journal) (*launch, error) {
+	spec := d.Spec
 	interpreter, err := b.environments.prepare(ctx, m.Dir, func(text string) { log.add(spec.Service, "build: "+text) })
 	if err != nil {
 		return nil, err
@@ -136,6 +158,8 @@ func (b *Backend) plan(ctx context.Context, spec types.FunctionDeployment, m bac
 	}
 	return &launch{
 		ref:         backend.Ref{Namespace: spec.Namespace, Name: spec.Service},
+		model:       d.Model,
+		version:     d.Version,
 		bundle:      m.Dir,
 		interpreter: interpreter,
 		id:          id,
@@ -195,15 +219,13 @@ func (b *Backend) deploy(spec types.FunctionDeployment, update bool) error {
 	if err != nil {
 		return err
 	}
-	r, err := b.nextRecord(old, spec, m)
+	defer m.Release() // the function pins it for itself
+	next, err := b.nextRecord(old, spec, m)
 	if err == nil {
-		err = b.replace(f, r, m)
+		err = b.apply(f, next, m.Version)
 	}
-	if err != nil {
-		m.Release()
-		if old == nil && r != nil {
-			b.freeUID(r.UID)
-		}
+	if err != nil && old == nil && next != nil {
+		b.freeUID(next.UID)
 	}
 	return err
 }
@@ -214,50 +236,43 @@ func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backe
 	if err != nil {
 		return nil, err
 	}
-	r := &record{Spec: spec, Model: m.Name, Version: m.Version, Replicas: least, CreatedAt: time.Now().UTC()}
+	next := &record{}
 	if old != nil {
-		r.Replicas = max(least, old.Replicas)
-		r.UID = old.UID
-		return r, nil
+		next = old.clone()
 	}
-	if r.UID, err = b.takeUID(); err != nil {
-		return nil, err
+	next.Spec, next.Replicas, next.CreatedAt = spec, max(least, next.Replicas), time.Now().UTC()
+	next.drop(m.Version)
+	next.Versions = append(next.Versions, deployed{Model: m.Name, Version: m.Version, Spec: spec})
+	var annotations map[string]string
+	if spec.Annotations != nil {
+		annotations = *spec.Annotations
 	}
-	return r, nil
-}
-
-// replace starts the new generation beside the old, makes it the function's in one step once it is
-// ready and stored, and lets the old one finish in the background. The caller holds f.change.
-func (b *Backend) replace(f *function, r *record, m backend.Model) error {
-	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
-	defer cancel()
-	log := b.journal(f.ref)
-	start := time.Now()
-	l, err := b.plan(ctx, r.Spec, m, identity{r.UID}, log)
+	split, err := traffic.Deploy(annotations, next.Split, m.Version)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
 	}
-	next, err := b.begin(ctx, l, r.Replicas, log)
-	if err != nil {
-		return err
+	next.move(split)
+	for _, version := range split.Versions() {
+		if next.find(version) == nil {
+			next.Versions = append(next.Versions, deployed{Model: m.Name, Version: version, Spec: spec})
+		}
 	}
-	if err := b.commit(f, r); err != nil {
-		next.retire(0)
-		return err
+	if old == nil {
+		if next.UID, err = b.takeUID(); err != nil {
+			return nil, err
+		}
 	}
-	old, release := f.generation.Swap(next), f.release
-	f.release = m.Release
-	b.retireLater(old, release, 0)
-	slog.Info("function deployed", "function", f.ref.String(), "version", r.Version, "replicas", r.Replicas, "took", time.Since(start).Round(time.Millisecond))
-	return nil
+	return next, nil
 }
 
 // commit stores the record, unless a secret was deleted since the launch read it.
 func (b *Backend) commit(f *function, r *record) error {
 	b.names.Lock()
 	defer b.names.Unlock()
-	if err := b.checkSecrets(&r.Spec); err != nil {
-		return err
+	for _, d := range r.Versions {
+		if err := b.checkSecrets(&d.Spec); err != nil {
+			return err
+		}
 	}
 	if err := b.store.putFunction(r); err != nil {
 		return err
@@ -273,20 +288,6 @@ func (b *Backend) checkSecrets(spec *types.FunctionDeployment) error {
 		}
 	}
 	return nil
-}
-
-// retireLater lets a generation that nobody can reach any more finish, then lets go of its model
-// and, when it is not 0, of its user id.
-func (b *Backend) retireLater(g *generation, release func(), uid int) {
-	b.background.Go(func() {
-		if g != nil {
-			g.retire(b.config.DrainTimeout)
-		}
-		if release != nil {
-			release()
-		}
-		b.freeUID(uid)
-	})
 }
 
 func (b *Backend) takeUID() (int, error) {
@@ -315,90 +316,62 @@ func (b *Backend) Scale(_ context.Context, ref backend.Ref, replicas uint64) err
 	if replicas > b.config.MaxReplicas {
 		return fmt.Errorf("%w number of replicas %d: max_replicas is %d", backend.ErrInvalid, replicas, b.config.MaxReplicas)
 	}
-	if _, err := b.existing(ref); err != nil {
-		return err
-	}
-	f := b.claim(ref)
-	defer b.unclaim(f)
-	f.change.Lock()
-	defer f.change.Unlock()
-	old := f.record.Load()
-	if old == nil {
-		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
-	}
-	r := *old
-	r.Replicas = replicas
-	g := f.generation.Load()
-	switch {
-	case replicas == 0:
-		if err := b.store.putFunction(&r); err != nil {
-			return err
-		}
-		f.record.Store(&r)
-		b.retireLater(f.generation.Swap(nil), nil, 0)
-		return nil
-	case g == nil:
-		return b.wake(f, &r)
-	}
-	return b.resize(f, g, &r)
-}
-
-// wake starts a function that was scaled to zero.
-func (b *Backend) wake(f *function, r *record) error {
-	m, err := b.models.Pin(r.Model, r.Version)
+	f, unlock, err := b.lock(ref)
 	if err != nil {
 		return err
 	}
-	if err := b.replace(f, r, m); err != nil {
-		m.Release()
+	defer unlock()
+	next := f.record.Load().clone()
+	next.Replicas = replicas
+	if replicas > 0 {
+		return b.apply(f, next, "")
+	}
+	if err := b.store.putFunction(next); err != nil {
 		return err
 	}
-	return nil
-}
-
-// resize tells the running instance how many workers there are to be.
-func (b *Backend) resize(f *function, g *generation, r *record) error {
-	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
-	defer cancel()
-	before := g.wanted.Swap(r.Replicas)
-	if i := g.current.Load(); i != nil {
-		if err := i.setWorkers(ctx, r.Replicas); err != nil {
-			select {
-			case <-i.exited: // its successor starts with what is wanted
-			default:
-				g.wanted.Store(before)
-				return fmt.Errorf("scale %s to %d: %w", f.ref, r.Replicas, err)
-			}
+	f.record.Store(next)
+	if rt := f.route.Swap(nil); rt != nil {
+		for _, g := range rt.loaded {
+			b.retireLater(f, g, nil)
 		}
 	}
-	if err := b.store.putFunction(r); err != nil {
-		return err
-	}
-	f.record.Store(r)
 	return nil
 }
 
 // Delete implements backend.Functions.
 func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
-	if _, err := b.existing(ref); err != nil {
+	f, unlock, err := b.lock(ref)
+	if err != nil {
 		return err
 	}
-	f := b.claim(ref)
-	defer b.unclaim(f)
-	f.change.Lock()
-	defer f.change.Unlock()
+	defer unlock()
 	r := f.record.Load()
-	if r == nil {
-		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
-	}
 	if err := b.store.deleteFunction(ref); err != nil {
 		return err
 	}
 	f.record.Store(nil)
 	f.invoked.Store(0)
-	g, release := f.generation.Swap(nil), f.release
-	f.release = nil
-	b.retireLater(g, release, r.UID)
+	rt := f.route.Swap(nil)
+	var generations []*generation
+	if rt != nil {
+		generations = slices.Collect(maps.Values(rt.loaded))
+	}
+	pins := slices.Collect(maps.Values(f.pins))
+	clear(f.pins)
+	f.marksLock.Lock()
+	clear(f.marks)
+	f.marksLock.Unlock()
+	b.background.Go(func() {
+		var all sync.WaitGroup
+		for _, g := range generations {
+			all.Go(func() { g.retire(b.config.DrainTimeout) })
+		}
+		all.Wait()
+		for _, m := range pins {
+			m.Release()
+		}
+		b.freeUID(r.UID)
+	})
 	b.mu.Lock()
 	if j := b.journals[ref]; j != nil {
 		j.close()
@@ -481,21 +454,32 @@ func (b *Backend) status(ctx context.Context, f *function, usage bool) types.Fun
 		Replicas:               r.Replicas,
 		CreatedAt:              r.CreatedAt,
 	}
-	g := f.generation.Load()
-	if g == nil {
-		return s
-	}
-	i := g.current.Load()
-	if i == nil {
+	rt := f.route.Load()
+	if rt == nil {
 		return s
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	if ready, err := i.workers(ctx); err == nil {
-		s.AvailableReplicas = min(ready, r.Replicas)
-	}
-	if usage {
-		s.Usage = i.meter.read(i.cmd.Process.Pid)
+	s.AvailableReplicas = r.Replicas
+	for version, g := range rt.loaded {
+		i := g.current.Load()
+		// A function has as many replicas as the least of its versions that get calls.
+		if r.Split.Weight(version) > 0 {
+			ready := uint64(0)
+			if i != nil {
+				ready, _ = i.workers(ctx)
+			}
+			s.AvailableReplicas = min(s.AvailableReplicas, ready)
+		}
+		if usage && i != nil {
+			used := i.meter.read(i.cmd.Process.Pid)
+			if s.Usage == nil {
+				s.Usage = used
+			} else if used != nil {
+				s.Usage.CPU += used.CPU
+				s.Usage.TotalMemoryBytes += used.TotalMemoryBytes
+			}
+		}
 	}
 	return s
 }
@@ -516,44 +500,4 @@ func (b *Backend) Logs(ctx context.Context, query logs.Request) (<-chan logs.Mes
 		j = b.journal(ref)
 	}
 	return j.query(ctx, query), nil
-}
-
-// Forward carries a call to the function and its answer back; see upstream.Pool.Forward. A function
-// that exists but cannot be called now gives backend.ErrNotReady or backend.ErrScaledOff.
-func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
-	f, err := b.existing(ref)
-	if err != nil {
-		return 0, err
-	}
-	f.invoked.Add(1)
-	i, err := f.enter()
-	if err != nil {
-		return 0, err
-	}
-	defer i.calls.Add(-1)
-	return i.pool.Forward(w, r, target, host, header)
-}
-
-// enter returns the instance that is to take a call, with the call counted: an instance that was
-// replaced waits for its count to be zero, so the call has to be counted before it is certain that
-// the instance is still the one.
-func (f *function) enter() (*instance, error) {
-	for {
-		g := f.generation.Load()
-		if g == nil {
-			if r := f.record.Load(); r != nil && r.Replicas == 0 {
-				return nil, fmt.Errorf("function %s is %w: scale it up to call it", f.ref, backend.ErrScaledOff)
-			}
-			return nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
-		}
-		i := g.current.Load()
-		if i == nil {
-			return nil, fmt.Errorf("function %s is %w: it ended and is being started again", f.ref, backend.ErrNotReady)
-		}
-		i.calls.Add(1)
-		if f.generation.Load() == g && g.current.Load() == i {
-			return i, nil
-		}
-		i.calls.Add(-1)
-	}
 }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
 // generation keeps one launch running: when its instance ends, it starts another, waiting longer
@@ -15,6 +17,7 @@ type generation struct {
 	b       *Backend
 	launch  *launch
 	log     *journal
+	stats   *traffic.Stats
 	current atomic.Pointer[instance] // ready to be called, or nil
 	wanted  atomic.Uint64            // workers
 
@@ -48,7 +51,7 @@ func (b *Backend) begin(ctx context.Context, l *launch, replicas uint64, log *jo
 // supervise runs a generation whose first instance is ready, or nil when there is none yet.
 func (b *Backend) supervise(l *launch, replicas uint64, log *journal, first *instance) *generation {
 	ctx, stop := context.WithCancel(context.Background())
-	g := &generation{b: b, launch: l, log: log, stop: stop, stopped: make(chan struct{})}
+	g := &generation{b: b, launch: l, log: log, stats: new(traffic.Stats), stop: stop, stopped: make(chan struct{})}
 	g.wanted.Store(replicas)
 	g.current.Store(first)
 	go g.run(ctx, first)
@@ -117,6 +120,27 @@ func (g *generation) attempt(ctx context.Context) (*instance, error) {
 		return nil, err
 	}
 	return i, nil
+}
+
+// resize tells the running instance how many workers there are to be, and waits for them.
+func (g *generation) resize(ctx context.Context, replicas uint64) error {
+	before := g.wanted.Swap(replicas)
+	if before == replicas {
+		return nil
+	}
+	i := g.current.Load()
+	if i == nil {
+		return nil // its successor starts with what is wanted
+	}
+	if err := i.setWorkers(ctx, replicas); err != nil {
+		select {
+		case <-i.exited:
+		default:
+			g.wanted.Store(before)
+			return fmt.Errorf("scale %s to %d: %w", g.launch.ref, replicas, err)
+		}
+	}
+	return nil
 }
 
 func (g *generation) report(what string, i *instance) {

@@ -38,6 +38,8 @@ const (
 // launch is everything that decides how an instance runs. It does not change.
 type launch struct {
 	ref         backend.Ref
+	model       string
+	version     string
 	bundle      string // directory
 	interpreter string
 	id          identity

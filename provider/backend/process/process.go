@@ -13,9 +13,11 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -198,16 +200,18 @@ func (b *Backend) restore() error {
 		if r.UID != 0 {
 			b.uids[r.UID] = true
 		}
-		m, err := b.models.Pin(r.Model, r.Version)
-		if err != nil {
-			return fmt.Errorf("function %s runs a version that is gone: %w", r.ref(), err)
+		for _, d := range r.Versions {
+			m, err := b.models.Pin(d.Model, d.Version)
+			if err != nil {
+				return fmt.Errorf("function %s has a version that is gone: %w", r.ref(), err)
+			}
+			f.pins[d.id()] = m
 		}
-		f.release = m.Release
 		if r.Replicas > 0 {
 			f.change.Lock() // held until it is started once: changes wait, calls get "not ready"
 			pending = append(pending, func() error {
 				defer f.change.Unlock()
-				b.resume(f, r, m)
+				b.resume(f, r)
 				return nil
 			})
 		}
@@ -221,28 +225,47 @@ func (b *Backend) restore() error {
 	return nil
 }
 
-// resume starts a stored function and, when that fails, leaves it to be tried again.
-func (b *Backend) resume(f *function, r *record, m backend.Model) {
+// resume starts a stored function, its versions with calls first, and leaves a version that does not
+// start to be tried again.
+func (b *Backend) resume(f *function, r *record) {
+	log := b.journal(f.ref)
+	loaded := map[string]*generation{}
+	versions := slices.Clone(r.Versions)
+	slices.SortStableFunc(versions, func(a, b deployed) int { return int(r.Split.Weight(b.Version)) - int(r.Split.Weight(a.Version)) })
+	for at, d := range versions {
+		if g := b.resumeVersion(f, d, r, log); g != nil {
+			loaded[d.Version] = g
+		}
+		if b.alive.Err() != nil {
+			for _, g := range loaded {
+				g.retire(0)
+			}
+			return
+		}
+		if at == len(versions)-1 || r.Split.Weight(versions[at+1].Version) == 0 {
+			f.route.Store(newRoute(r.Split, maps.Clone(loaded)))
+		}
+	}
+	slog.Info("function is back", "function", f.ref.String(), "split", r.Split.String(), "replicas", r.Replicas)
+}
+
+func (b *Backend) resumeVersion(f *function, d deployed, r *record, log *journal) *generation {
 	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
 	defer cancel()
-	log := b.journal(f.ref)
-	l, err := b.plan(ctx, r.Spec, m, identity{r.UID}, log)
+	l, err := b.plan(ctx, d, f.pins[d.id()], identity{r.UID}, log)
 	if err != nil {
-		log.add(f.ref.Name, "provider: function cannot be started: "+err.Error())
-		slog.Error("function cannot be started", "function", f.ref.String(), "error", err)
-		return
+		log.add(f.ref.Name, "provider: version "+d.Version+" cannot be started: "+err.Error())
+		slog.Error("version cannot be started", "function", f.ref.String(), "version", d.Version, "error", err)
+		f.mark(d.Version, mark{model: d.Model, state: backend.Failed, reason: err.Error()})
+		return nil
 	}
 	g, err := b.begin(ctx, l, r.Replicas, log)
-	if b.alive.Err() != nil {
-		return
-	}
-	if err != nil {
-		log.add(f.ref.Name, "provider: function cannot be started yet: "+err.Error())
-		slog.Error("function cannot be started yet", "function", f.ref.String(), "error", err)
+	if err != nil && b.alive.Err() == nil {
+		log.add(f.ref.Name, "provider: version "+d.Version+" cannot be started yet: "+err.Error())
+		slog.Error("version cannot be started yet", "function", f.ref.String(), "version", d.Version, "error", err)
 		g = b.supervise(l, r.Replicas, log, nil)
 	}
-	f.generation.Store(g)
-	slog.Info("function is back", "function", f.ref.String(), "version", r.Version, "replicas", r.Replicas)
+	return g
 }
 
 // journal returns the function's log, a new one if need be.
@@ -300,8 +323,12 @@ func (b *Backend) Close(ctx context.Context) error {
 		all.Go(func() {
 			f.change.Lock()
 			defer f.change.Unlock()
-			if g := f.generation.Swap(nil); g != nil {
-				g.retire(timeout)
+			if rt := f.route.Swap(nil); rt != nil {
+				var loaded sync.WaitGroup
+				for _, g := range rt.loaded {
+					loaded.Go(func() { g.retire(timeout) })
+				}
+				loaded.Wait()
 			}
 		})
 	}

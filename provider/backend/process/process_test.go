@@ -35,27 +35,43 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// folders are models whose bundles are the folders of a directory; "model" has one version, "1".
+// folders are models whose versions are the folders NAME@VERSION of a directory. A name alone means
+// version 1_1.
 type folders struct {
 	dir  string
 	pins atomic.Int64
 }
 
-func (f *folders) Resolve(image string) (backend.Model, error) {
-	if _, err := os.Stat(filepath.Join(f.dir, image)); err != nil {
-		return backend.Model{}, fmt.Errorf("%w image %q: push it first", backend.ErrInvalid, image)
+func (f *folders) path(name, version string) string { return filepath.Join(f.dir, name+"@"+version) }
+
+func parseFolder(image string) (name, version string) {
+	name, version, tagged := strings.Cut(image, ":")
+	if !tagged {
+		version = "1_1"
 	}
-	return f.Pin(image, "1")
+	return name, version
+}
+
+func (f *folders) Resolve(image string) (backend.Model, error) {
+	m, err := f.Pin(parseFolder(image))
+	if errors.Is(err, backend.ErrNotFound) {
+		return m, fmt.Errorf("%w image %q: push it first", backend.ErrInvalid, image)
+	}
+	return m, err
 }
 
 func (f *folders) Pin(name, version string) (backend.Model, error) {
+	dir := f.path(name, version)
+	if _, err := os.Stat(dir); err != nil {
+		return backend.Model{}, fmt.Errorf("version %s of %s %w", version, name, backend.ErrNotFound)
+	}
 	f.pins.Add(1)
-	return backend.Model{Name: name, Version: version, Dir: filepath.Join(f.dir, name), Release: sync.OnceFunc(func() { f.pins.Add(-1) })}, nil
+	return backend.Model{Name: name, Version: version, Dir: dir, Release: sync.OnceFunc(func() { f.pins.Add(-1) })}, nil
 }
 
-func (f *folders) add(t *testing.T, name, words string) {
+func (f *folders) add(t *testing.T, image, words string) {
 	t.Helper()
-	dir := filepath.Join(f.dir, name)
+	dir := f.path(parseFolder(image))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -593,7 +609,7 @@ func TestLimitsHoldFromTheFirstInstruction(t *testing.T) {
 	s := spec("iris")
 	s.Limits = &types.FunctionResources{Memory: "256Mi", CPU: "500m"}
 	must(t, b.Create(t.Context(), s))
-	i := b.functions[iris].generation.Load().current.Load()
+	i := b.functions[iris].route.Load().only.current.Load()
 	group := memoryGroup(t, b.mustCall(t, "/pid", ""))
 	if filepath.Base(group) != i.id {
 		t.Errorf("the function is in group %q", group)

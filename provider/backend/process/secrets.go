@@ -120,11 +120,15 @@ func (b *Backend) UpdateSecret(_ context.Context, s types.Secret) error {
 		return err
 	}
 	for _, f := range b.in(s.Namespace) {
-		g := f.generation.Load()
-		if g == nil || !slices.Contains(g.launch.secrets, s.Name) {
+		rt := f.route.Load()
+		if rt == nil {
 			continue
 		}
-		if i := g.current.Load(); i != nil {
+		for _, g := range rt.loaded {
+			i := g.current.Load()
+			if i == nil || !slices.Contains(g.launch.secrets, s.Name) {
+				continue
+			}
 			if err := writeSecret(i.dir, s.Name, value, g.launch.id); err != nil {
 				slog.Warn("a function keeps the old value of a secret", "function", f.ref.String(), "secret", s.Name, "error", err)
 			}
@@ -146,7 +150,8 @@ func (b *Backend) DeleteSecret(_ context.Context, name, namespace string) error 
 		return err
 	}
 	for _, f := range b.in(s.Namespace) {
-		if r := f.record.Load(); r != nil && slices.Contains(r.Spec.Secrets, name) {
+		r := f.record.Load()
+		if r != nil && slices.ContainsFunc(r.Versions, func(d deployed) bool { return slices.Contains(d.Spec.Secrets, name) }) {
 			return fmt.Errorf("secret %s is %w by function %s", name, backend.ErrInUse, f.ref)
 		}
 	}

@@ -5,22 +5,94 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
 	"go.etcd.io/bbolt"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
-// record is all that is kept of a function: from it the function is started again.
+// modelVersion names a version whatever function runs it.
+type modelVersion struct{ model, version string }
+
+// deployed is a version that a function has loaded, and the deployment that brought it.
+type deployed struct {
+	Model   string                   `json:"model"`
+	Version string                   `json:"version"`
+	Spec    types.FunctionDeployment `json:"spec"`
+}
+
+func (d deployed) id() modelVersion { return modelVersion{d.Model, d.Version} }
+
+// record is all that is kept of a function: from it the function is started again. A stored record
+// is never changed; clone makes the next one.
 type record struct {
-	Spec      types.FunctionDeployment `json:"spec"`
-	Model     string                   `json:"model"`
-	Version   string                   `json:"version"` // what image: meant when it was deployed
+	Spec      types.FunctionDeployment `json:"spec"` // what was deployed last, word for word
+	Versions  []deployed               `json:"versions"`
+	Split     traffic.Split            `json:"traffic"`
+	Before    []traffic.Split          `json:"before,omitempty"` // what a rollback leads to, the newest first
 	Replicas  uint64                   `json:"replicas"`
 	UID       int                      `json:"uid"` // 0 when the provider is not root
 	CreatedAt time.Time                `json:"created_at"`
+
+	// Of records from before there were splits.
+	Model   string `json:"model,omitempty"`
+	Version string `json:"version,omitempty"`
+}
+
+// upgrade turns a record from before there were splits into one with a split.
+func (r *record) upgrade() {
+	if len(r.Versions) == 0 {
+		r.Versions = []deployed{{Model: r.Model, Version: r.Version, Spec: r.Spec}}
+		r.Split = traffic.All(r.Version)
+	}
+	r.Model, r.Version = "", ""
+}
+
+func (r *record) clone() *record {
+	next := *r
+	next.Versions, next.Before = slices.Clone(r.Versions), slices.Clone(r.Before)
+	return &next
+}
+
+func (r *record) find(version string) *deployed {
+	for i := range r.Versions {
+		if r.Versions[i].Version == version {
+			return &r.Versions[i]
+		}
+	}
+	return nil
+}
+
+func (r *record) drop(version string) {
+	r.Versions = slices.DeleteFunc(r.Versions, func(d deployed) bool { return d.Version == version })
+}
+
+// move makes split the one in force, and remembers the one before.
+func (r *record) move(split traffic.Split) {
+	if len(r.Split.Targets) > 0 && !split.Equal(r.Split) {
+		r.Before = append([]traffic.Split{r.Split}, r.Before...)
+		r.Before = r.Before[:min(len(r.Before), splitsKept)]
+	}
+	r.Split = split
+}
+
+// forget drops the versions that neither the split needs nor the splits before it, of whose versions
+// the last warm ones stay loaded so that a rollback finds them ready.
+func (r *record) forget(warm int) {
+	keep := r.Split.Versions()
+	for _, before := range r.Before {
+		for _, t := range before.Targets {
+			if warm > 0 && t.Weight > 0 && !slices.Contains(keep, t.Version) && r.find(t.Version) != nil {
+				keep = append(keep, t.Version)
+				warm--
+			}
+		}
+	}
+	r.Versions = slices.DeleteFunc(r.Versions, func(d deployed) bool { return !slices.Contains(keep, d.Version) })
 }
 
 func (r *record) ref() backend.Ref {
@@ -100,7 +172,9 @@ func (s store) functions() ([]*record, error) {
 	err := s.each(functionsBucket, func(raw []byte) error {
 		var r record
 		out = append(out, &r)
-		return json.Unmarshal(raw, &r)
+		err := json.Unmarshal(raw, &r)
+		r.upgrade()
+		return err
 	})
 	return out, err
 }

@@ -1,0 +1,124 @@
+package process
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/traffic"
+)
+
+// Headers by which a caller chooses a version, in the form that net/http stores them.
+const (
+	pinHeader     = "X-Model-Version"
+	sessionHeader = "X-Session-Id"
+)
+
+// route says which generation answers a call. It never changes: a function moves its calls by
+// pointing to another one.
+type route struct {
+	split  traffic.Split
+	loaded map[string]*generation // by version
+	only   *generation            // the one that gets all calls that name none, when there is one
+}
+
+func newRoute(split traffic.Split, loaded map[string]*generation) *route {
+	rt := &route{split: split, loaded: loaded}
+	for _, t := range split.Targets {
+		if t.Weight == traffic.Whole {
+			rt.only = loaded[t.Version]
+		}
+	}
+	return rt
+}
+
+// generation is the one of a version, or nil. It is also nil on a nil route.
+func (rt *route) generation(version string) *generation {
+	if rt == nil {
+		return nil
+	}
+	return rt.loaded[version]
+}
+
+// pick chooses for one call: what it names, else what its session or chance says.
+func (rt *route) pick(header http.Header) (*generation, error) {
+	if pins := header[pinHeader]; len(pins) > 0 && pins[0] != "" {
+		g := rt.loaded[pins[0]]
+		if g == nil {
+			return nil, fmt.Errorf("%w: %.130q", backend.ErrNoVersion, pins[0])
+		}
+		return g, nil
+	}
+	if rt.only != nil {
+		return rt.only, nil
+	}
+	session := ""
+	if ids := header[sessionHeader]; len(ids) > 0 {
+		session = ids[0]
+	}
+	return rt.loaded[rt.split.Pick(session)], nil
+}
+
+// enter returns the instance that is to take a call, with the call counted: an instance that was
+// replaced waits for its count to be zero, so the call has to be counted before it is certain that
+// the instance is still the one.
+func (f *function) enter(header http.Header) (*generation, *instance, error) {
+	for {
+		rt := f.route.Load()
+		if rt == nil {
+			if r := f.record.Load(); r != nil && r.Replicas == 0 {
+				return nil, nil, fmt.Errorf("function %s is %w: scale it up to call it", f.ref, backend.ErrScaledOff)
+			}
+			return nil, nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
+		}
+		g, err := rt.pick(header)
+		if err != nil {
+			return nil, nil, fmt.Errorf("function %s: %w", f.ref, err)
+		}
+		if g == nil {
+			return nil, nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
+		}
+		i := g.current.Load()
+		if i == nil {
+			return nil, nil, fmt.Errorf("function %s is %w: it ended and is being started again", f.ref, backend.ErrNotReady)
+		}
+		i.calls.Add(1)
+		if f.route.Load() == rt && g.current.Load() == i {
+			return g, i, nil
+		}
+		i.calls.Add(-1)
+	}
+}
+
+// statusCutOff is what a call counts as whose answer did not arrive whole.
+const statusCutOff = 0
+
+// Forward carries a call to the function and its answer back; see upstream.Pool.Forward. A function
+// that exists but cannot be called now gives backend.ErrNotReady or backend.ErrScaledOff, a version
+// that it does not have backend.ErrNoVersion.
+func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
+	f, err := b.existing(ref)
+	if err != nil {
+		return 0, err
+	}
+	f.invoked.Add(1)
+	g, i, err := f.enter(header)
+	if err != nil {
+		return 0, err
+	}
+	defer i.calls.Add(-1)
+	began := time.Now()
+	status, err := i.pool.Forward(w, r, target, host, header)
+	counted := status
+	if err != nil && r.Context().Err() == nil {
+		counted = statusCutOff
+	} else if err != nil {
+		counted = statusClientGone
+	}
+	g.stats.Count(counted, time.Since(began))
+	return status, err
+}
+
+// statusClientGone is what nginx made usual for a caller that left.
+const statusClientGone = 499

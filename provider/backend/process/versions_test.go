@@ -1,0 +1,287 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/traffic"
+)
+
+// withVersions is a bench whose function iris runs version 1_1, with versions 2_1 to n_1 pushed. Each
+// answers /words with its own name.
+func withVersions(t *testing.T, n int) *bench {
+	t.Helper()
+	b := newBench(t)
+	for v := 1; v <= n; v++ {
+		b.models.add(t, fmt.Sprintf("iris:%d_1", v), fmt.Sprintf("%d_1", v))
+	}
+	if err := b.Create(t.Context(), spec("iris:1_1")); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *bench) answering(t *testing.T, headers ...string) string {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodPost, "/function/iris", strings.NewReader("x"))
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	w := httptest.NewRecorder()
+	if _, err := b.Forward(iris, w, r, "/words", "host", r.Header); err != nil {
+		return err.Error()
+	}
+	return w.Body.String()
+}
+
+func split(t *testing.T, text string) traffic.Split {
+	t.Helper()
+	s, err := traffic.Deploy(map[string]string{traffic.SplitAnnotation: text}, traffic.Split{}, "none_none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (b *bench) states(t *testing.T) string {
+	t.Helper()
+	status, err := b.Traffic(t.Context(), iris)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, v := range status.Versions {
+		out = append(out, fmt.Sprintf("%s %s %s", v.Version, v.State, v.Weight))
+	}
+	return strings.Join(out, ", ")
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s did not come true", what)
+		}
+	}
+}
+
+func annotated(image, annotation string) types.FunctionDeployment {
+	s := spec(image)
+	if annotation != "" {
+		s.Annotations = &map[string]string{traffic.SplitAnnotation: annotation}
+	}
+	return s
+}
+
+func TestASplitSharesCallsAndAPinOrSessionChoosesOne(t *testing.T) {
+	b := withVersions(t, 3)
+	if err := b.Update(t.Context(), annotated("iris:2_1", "canary=30")); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.states(t); got != "1_1 active 70, 2_1 active 30" {
+		t.Fatal(got)
+	}
+	counts := map[string]int{}
+	for range 600 {
+		counts[b.answering(t)]++
+	}
+	// Six standard deviations of 600 calls at 30 %.
+	if counts["1_1"]+counts["2_1"] != 600 || counts["2_1"] < 180-67 || counts["2_1"] > 180+67 {
+		t.Errorf("30 %% of 600 calls were %v", counts)
+	}
+	if got := b.answering(t, "X-Model-Version: 2_1"); got != "2_1" {
+		t.Errorf("pinned to 2_1: %s", got)
+	}
+	if got := b.answering(t, "X-Model-Version: 3_1"); !strings.Contains(got, backend.ErrNoVersion.Error()) {
+		t.Errorf("pinned to what is not loaded: %s", got)
+	}
+	for s := range 20 {
+		session := fmt.Sprintf("X-Session-Id: %d", s)
+		first := b.answering(t, session)
+		for range 5 {
+			if again := b.answering(t, session); again != first {
+				t.Errorf("session %d went to %s and to %s", s, first, again)
+			}
+		}
+	}
+}
+
+func TestAVersionThatFailsNeverGetsACallAndSaysWhy(t *testing.T) {
+	b := withVersions(t, 1)
+	b.models.add(t, "iris:2_1", "# fail: Traceback: no petals")
+	for name, try := range map[string]func() error{
+		"deploy":  func() error { return b.Update(t.Context(), annotated("iris:2_1", "canary=50")) },
+		"traffic": func() error { _, err := b.SetTraffic(t.Context(), iris, split(t, "1_1=50,2_1=50")); return err },
+	} {
+		if err := try(); !errors.Is(err, backend.ErrFailed) || !strings.Contains(err.Error(), "no petals") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := b.states(t); got != "1_1 active 100, 2_1 failed 0" {
+			t.Errorf("after %s: %s", name, got)
+		}
+		for range 20 {
+			if got := b.answering(t); got != "1_1" {
+				t.Fatalf("after %s %s answered", name, got)
+			}
+		}
+	}
+	list, err := b.Get(t.Context(), iris, false)
+	if err != nil || list.Image != "iris:1_1" {
+		t.Errorf("%s is said to be deployed, %v", list.Image, err)
+	}
+}
+
+func TestARollbackGoesBackSplitBySplitToWarmVersions(t *testing.T) {
+	b := withVersions(t, 3)
+	for _, image := range []string{"iris:2_1", "iris:3_1"} {
+		if err := b.Update(t.Context(), spec(image)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "2_1 is warm and 1_1 gone", func() bool { return b.states(t) == "2_1 ready 0, 3_1 active 100" })
+	began := time.Now()
+	if _, err := b.Rollback(t.Context(), iris); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.answering(t); got != "2_1" {
+		t.Errorf("%s answers after the first rollback", got)
+	}
+	if took := time.Since(began); took > 50*time.Millisecond {
+		t.Errorf("rolling back to a warm version took %s", took)
+	}
+	if _, err := b.Rollback(t.Context(), iris); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.answering(t); got != "1_1" {
+		t.Errorf("%s answers after the second rollback", got)
+	}
+	if _, err := b.Rollback(t.Context(), iris); !errors.Is(err, backend.ErrNothingBefore) {
+		t.Errorf("the third rollback: %v", err)
+	}
+}
+
+func TestSplitsComeBackFromTheState(t *testing.T) {
+	b := withVersions(t, 3)
+	for _, s := range []string{"1_1=50,2_1=50", "1_1=20,3_1=80"} {
+		if _, err := b.SetTraffic(t.Context(), iris, split(t, s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := b.Traffic(t.Context(), iris)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.shut(t)
+	b.open(t)
+	eventually(t, "all versions are back", func() bool { return b.states(t) == "1_1 active 20, 2_1 ready 0, 3_1 active 80" })
+	got, err := b.Traffic(t.Context(), iris)
+	if err != nil || !got.Split.Equal(want.Split) || len(got.Before) != len(want.Before) || !got.Before[0].Equal(want.Before[0]) {
+		t.Errorf("%+v came back as %+v, %v", want, got, err)
+	}
+	if _, err := b.Rollback(t.Context(), iris); err != nil || !strings.HasPrefix(b.states(t), "1_1 active 50, 2_1 active 50") {
+		t.Errorf("rolled back to %s, %v", b.states(t), err)
+	}
+}
+
+func TestAVersionInASplitCannotBeUnloadedAndAWarmOneCan(t *testing.T) {
+	b := withVersions(t, 2)
+	if err := b.Update(t.Context(), spec("iris:2_1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Unload(t.Context(), "iris", "2_1"); !errors.Is(err, backend.ErrInUse) {
+		t.Errorf("unloading what has calls: %v", err)
+	}
+	if n := b.models.pins.Load(); n != 2 {
+		t.Errorf("%d pins of 2 versions", n)
+	}
+	if err := b.Unload(t.Context(), "iris", "1_1"); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.Rollback(t.Context(), iris); !errors.Is(err, backend.ErrNothingBefore) {
+		t.Errorf("rolling back to what was unloaded: %v", err)
+	}
+	eventually(t, "one pin is left", func() bool { return b.models.pins.Load() == 1 })
+}
+
+func TestScalingReachesEveryVersionOfASplit(t *testing.T) {
+	b := withVersions(t, 2)
+	if _, err := b.SetTraffic(t.Context(), iris, split(t, "1_1=50,2_1=50")); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []uint64{3, 0, 2} {
+		if err := b.Scale(t.Context(), iris, n); err != nil {
+			t.Fatal(err)
+		}
+		got, err := b.Get(t.Context(), iris, false)
+		if err != nil || got.Replicas != n || got.AvailableReplicas != n {
+			t.Errorf("scaled to %d: %d of %d, %v", n, got.AvailableReplicas, got.Replicas, err)
+		}
+	}
+	for _, version := range []string{"1_1", "2_1"} {
+		if got := b.answering(t, "X-Model-Version: "+version); got != version {
+			t.Errorf("%s after scaling: %s", version, got)
+		}
+	}
+}
+
+func TestNoCallIsLostOrMisroutedWhileSplitsChange(t *testing.T) {
+	b := withVersions(t, 2)
+	var moving sync.RWMutex // held to write while a split changes: then either version may answer
+	var allowed atomic.Value
+	allowed.Store("1_1")
+	var calls, wrong, failed atomic.Int64
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				got := func() string {
+					if !moving.TryRLock() {
+						return b.answering(t)
+					}
+					defer moving.RUnlock()
+					got := b.answering(t)
+					if want := allowed.Load().(string); got != want {
+						wrong.Add(1)
+					}
+					return got
+				}()
+				if got != "1_1" && got != "2_1" {
+					failed.Add(1)
+				}
+				calls.Add(1)
+			}
+		})
+	}
+	for n := range 20 {
+		version := []string{"2_1", "1_1"}[n%2]
+		moving.Lock()
+		if _, err := b.SetTraffic(t.Context(), iris, traffic.All(version)); err != nil {
+			t.Error(err)
+		}
+		allowed.Store(version)
+		moving.Unlock()
+		time.Sleep(20 * time.Millisecond)
+	}
+	close(stop)
+	callers.Wait()
+	if wrong.Load() > 0 || failed.Load() > 0 || calls.Load() < 100 {
+		t.Errorf("of %d calls %d were answered by a version that the split forbids, %d failed", calls.Load(), wrong.Load(), failed.Load())
+	}
+}

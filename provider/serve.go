@@ -66,7 +66,7 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), functions)
 	server := api.HTTPServer(api.New(api.Options{
 		Backend:       functions,
 		Functions:     functions,

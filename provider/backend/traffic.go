@@ -36,6 +36,8 @@ type VersionStatus struct {
 	Weight  traffic.Weight `json:"weight"`
 	Calls   uint64         `json:"calls"`
 	Errors  uint64         `json:"errors"`
+	// Mirrored counts what became of the copies that the version got as a mirror.
+	Mirrored *traffic.Mirrored `json:"mirrored,omitempty"`
 }
 
 // TrafficStatus is how a function's calls are split.
@@ -43,6 +45,10 @@ type TrafficStatus struct {
 	Function string `json:"function"` // NAME.NAMESPACE
 	traffic.Split
 	Versions []VersionStatus `json:"versions"`
+	// Rollout is the guarded rollout that is under way, and RolloutNote how it stands or how the last
+	// one ended.
+	Rollout     *traffic.Rollout `json:"rollout,omitempty"`
+	RolloutNote string           `json:"rollout_note,omitempty"`
 	// Before are the splits that rolling back leads to, the newest first.
 	Before []traffic.Split `json:"before,omitempty"`
 }

@@ -127,3 +127,11 @@ func (s Snapshot) Buckets() (cumulative map[float64]uint64, count uint64) {
 	}
 	return cumulative, count
 }
+
+// Mirrored counts the copies of calls that a mirror got.
+type Mirrored struct {
+	Matched  uint64 `json:"matched"`  // same status, same body
+	Differed uint64 `json:"differed"` // another status or body
+	Failed   uint64 `json:"failed"`   // no answer
+	Skipped  uint64 `json:"skipped"`  // not sent: too large, streamed, or too many under way
+}

@@ -24,6 +24,7 @@ import (
 //	fail: TEXT    init fails with TEXT
 //	exit          ends before it is ready
 //	slow: MS      init takes so long
+//	status: CODE  every call is answered with that status
 //
 // The path of a call says what to do with it; any other path gives the body back.
 func fakeFwatchdog() {
@@ -70,7 +71,12 @@ func fakeFwatchdog() {
 		workers.Store(body.Workers)
 		report(w)
 	})
-	functions := &http.Server{Handler: http.HandlerFunc(fakeCall)}
+	functions := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if code, err := strconv.Atoi(word("status")); err == nil {
+			w.WriteHeader(code)
+		}
+		fakeCall(w, r)
+	})}
 	for path, server := range map[string]*http.Server{
 		os.Getenv("admin_socket"): {Handler: admin},
 		os.Getenv("socket_path"):  functions,

@@ -35,6 +35,7 @@ type function struct {
 	route   atomic.Pointer[route] // nil while scaled to zero or not started yet
 	invoked atomic.Uint64
 
+	progress  atomic.Pointer[string] // of a rollout
 	marksLock sync.Mutex
 	marks     map[string]mark // by version
 }
@@ -250,6 +251,16 @@ func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backe
 	split, err := traffic.Deploy(annotations, next.Split, m.Version)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
+	}
+	before := next.Split
+	next.Rollout, next.Note = nil, ""
+	if len(before.Targets) > 0 && before.Weight(m.Version) < traffic.Whole {
+		if next.Rollout, err = traffic.ParseRollout(annotations[traffic.RolloutAnnotation], m.Version, before); err != nil {
+			return nil, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
+		}
+	}
+	if next.Rollout != nil {
+		split = next.Rollout.Split()
 	}
 	next.move(split)
 	for _, version := range split.Versions() {

@@ -14,12 +14,13 @@ import (
 // generation keeps one launch running: when its instance ends, it starts another, waiting longer
 // each time that fails. A deployment makes a new generation and retires the one before.
 type generation struct {
-	b       *Backend
-	launch  *launch
-	log     *journal
-	stats   *traffic.Stats
-	current atomic.Pointer[instance] // ready to be called, or nil
-	wanted  atomic.Uint64            // workers
+	b        *Backend
+	launch   *launch
+	log      *journal
+	stats    *traffic.Stats
+	mirrored mirrored
+	current  atomic.Pointer[instance] // ready to be called, or nil
+	wanted   atomic.Uint64            // workers
 
 	stop    context.CancelFunc
 	stopped chan struct{} // the supervisor ended

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
 	"golang.org/x/sync/errgroup"
 
@@ -46,6 +47,7 @@ type Backend struct {
 	journals  map[backend.Ref]*journal
 	uids      map[int]bool // taken
 
+	rollouts   *prometheus.CounterVec
 	names      sync.Mutex // held to change a secret or namespace, and to make a function rely on one
 	background sync.WaitGroup
 }
@@ -65,6 +67,7 @@ func Open(ctx context.Context, cfg *config.Config, db *bbolt.DB, models backend.
 		functions: map[backend.Ref]*function{},
 		journals:  map[backend.Ref]*journal{},
 		uids:      map[int]bool{},
+		rollouts:  newRollouts(),
 	}
 	b.alive, b.end = context.WithCancel(context.Background())
 	var err error
@@ -245,6 +248,9 @@ func (b *Backend) resume(f *function, r *record) {
 		if at == len(versions)-1 || r.Split.Weight(versions[at+1].Version) == 0 {
 			f.route.Store(newRoute(r.Split, maps.Clone(loaded)))
 		}
+	}
+	if r.Rollout != nil {
+		b.background.Go(func() { b.guard(f, r.Rollout) })
 	}
 	slog.Info("function is back", "function", f.ref.String(), "split", r.Split.String(), "replicas", r.Replicas)
 }

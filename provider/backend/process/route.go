@@ -21,10 +21,11 @@ type route struct {
 	split  traffic.Split
 	loaded map[string]*generation // by version
 	only   *generation            // the one that gets all calls that name none, when there is one
+	mirror *generation            // gets copies; nil when there is none
 }
 
 func newRoute(split traffic.Split, loaded map[string]*generation) *route {
-	rt := &route{split: split, loaded: loaded}
+	rt := &route{split: split, loaded: loaded, mirror: loaded[split.Mirror]}
 	for _, t := range split.Targets {
 		if t.Weight == traffic.Whole {
 			rt.only = loaded[t.Version]
@@ -63,29 +64,30 @@ func (rt *route) pick(header http.Header) (*generation, error) {
 // enter returns the instance that is to take a call, with the call counted: an instance that was
 // replaced waits for its count to be zero, so the call has to be counted before it is certain that
 // the instance is still the one.
-func (f *function) enter(header http.Header) (*generation, *instance, error) {
+func (f *function) enter(header http.Header) (*route, *generation, *instance, error) {
 	for {
 		rt := f.route.Load()
 		if rt == nil {
 			if r := f.record.Load(); r != nil && r.Replicas == 0 {
-				return nil, nil, fmt.Errorf("function %s is %w: scale it up to call it", f.ref, backend.ErrScaledOff)
+				return nil, nil, nil, fmt.Errorf("function %s is %w: scale it up to call it", f.ref, backend.ErrScaledOff)
 			}
-			return nil, nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
+			return nil, nil, nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
 		}
 		g, err := rt.pick(header)
 		if err != nil {
-			return nil, nil, fmt.Errorf("function %s: %w", f.ref, err)
+			return nil, nil, nil, fmt.Errorf("function %s: %w", f.ref, err)
 		}
 		if g == nil {
-			return nil, nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
+			return nil, nil, nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
 		}
 		i := g.current.Load()
 		if i == nil {
-			return nil, nil, fmt.Errorf("function %s is %w: it ended and is being started again", f.ref, backend.ErrNotReady)
+			g.stats.Count(http.StatusServiceUnavailable, 0) // a version that keeps ending must not look well
+			return nil, nil, nil, fmt.Errorf("function %s is %w: it ended and is being started again", f.ref, backend.ErrNotReady)
 		}
 		i.calls.Add(1)
 		if f.route.Load() == rt && g.current.Load() == i {
-			return g, i, nil
+			return rt, g, i, nil
 		}
 		i.calls.Add(-1)
 	}
@@ -103,13 +105,18 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 		return 0, err
 	}
 	f.invoked.Add(1)
-	g, i, err := f.enter(header)
+	rt, g, i, err := f.enter(header)
 	if err != nil {
 		return 0, err
 	}
 	defer i.calls.Add(-1)
 	began := time.Now()
-	status, err := i.pool.Forward(w, r, target, host, header)
+	var status int
+	if rt.mirror != nil && rt.mirror != g {
+		status, err = b.forwardWithCopy(rt.mirror, i, w, r, target, host, header)
+	} else {
+		status, err = i.pool.Forward(w, r, target, host, header)
+	}
 	counted := status
 	if err != nil && r.Context().Err() == nil {
 		counted = statusCutOff

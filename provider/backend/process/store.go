@@ -34,6 +34,8 @@ type record struct {
 	Versions  []deployed               `json:"versions"`
 	Split     traffic.Split            `json:"traffic"`
 	Before    []traffic.Split          `json:"before,omitempty"` // what a rollback leads to, the newest first
+	Rollout   *traffic.Rollout         `json:"rollout,omitempty"`
+	Note      string                   `json:"rollout_note,omitempty"` // how the last rollout ended
 	Replicas  uint64                   `json:"replicas"`
 	UID       int                      `json:"uid"` // 0 when the provider is not root
 	CreatedAt time.Time                `json:"created_at"`

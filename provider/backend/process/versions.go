@@ -22,6 +22,9 @@ const splitsKept = 10
 // version to load anew even if it is loaded. On an error nothing has changed. The caller holds
 // f.change.
 func (b *Backend) apply(f *function, next *record, fresh string) (err error) {
+	if b.alive.Err() != nil {
+		return fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
+	}
 	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
 	defer cancel()
 	began := time.Now()
@@ -38,6 +41,10 @@ func (b *Backend) apply(f *function, next *record, fresh string) (err error) {
 		}
 	}()
 	old := f.route.Load()
+	var rollout *traffic.Rollout
+	if r := f.record.Load(); r != nil {
+		rollout = r.Rollout
+	}
 	loaded, started, err := b.loadMissing(ctx, f, next, old, fresh, pinned)
 	if err == nil {
 		err = b.commit(f, next)
@@ -55,6 +62,9 @@ func (b *Backend) apply(f *function, next *record, fresh string) (err error) {
 		f.route.Store(newRoute(next.Split, loaded))
 	}
 	b.letGo(f, next, old, loaded)
+	if next.Rollout != nil && next.Rollout != rollout {
+		b.background.Go(func() { b.guard(f, next.Rollout) })
+	}
 	slog.Info("function changed", "function", f.ref.String(), "split", next.Split.String(), "mirror", next.Split.Mirror,
 		"replicas", next.Replicas, "took", time.Since(began).Round(time.Millisecond))
 	return nil
@@ -236,7 +246,10 @@ func (f *function) traffic() backend.TrafficStatus {
 	if r == nil {
 		return out
 	}
-	out.Split, out.Before = r.Split, r.Before
+	out.Split, out.Before, out.Rollout, out.RolloutNote = r.Split, r.Before, r.Rollout, r.Note
+	if note := f.progress.Load(); r.Rollout != nil && note != nil {
+		out.RolloutNote = *note
+	}
 	rt := f.route.Load()
 	seen := map[string]bool{}
 	for _, d := range r.Versions {
@@ -246,7 +259,7 @@ func (f *function) traffic() backend.TrafficStatus {
 		}
 		if g := rt.generation(d.Version); g != nil {
 			counted := g.stats.Read()
-			v.Calls, v.Errors = counted.Calls, counted.Errors
+			v.Calls, v.Errors, v.Mirrored = counted.Calls, counted.Errors, g.mirrored.read()
 			if g.current.Load() == nil {
 				v.State, v.Reason = backend.Loading, "it ended and is being started again"
 			}
@@ -308,6 +321,7 @@ func (b *Backend) moveTraffic(ref backend.Ref, change func(*record) error) (back
 	if err := change(next); err != nil {
 		return backend.TrafficStatus{}, err
 	}
+	next.Rollout, next.Note = nil, "" // whoever moves the calls by hand takes over
 	// Versions that are not loaded yet run as what was deployed last.
 	for _, version := range next.Split.Versions() {
 		if next.find(version) == nil {

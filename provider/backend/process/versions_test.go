@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/traffic"
@@ -283,5 +285,172 @@ func TestNoCallIsLostOrMisroutedWhileSplitsChange(t *testing.T) {
 	callers.Wait()
 	if wrong.Load() > 0 || failed.Load() > 0 || calls.Load() < 100 {
 		t.Errorf("of %d calls %d were answered by a version that the split forbids, %d failed", calls.Load(), wrong.Load(), failed.Load())
+	}
+}
+
+func TestAMirrorGetsCopiesThatNobodySees(t *testing.T) {
+	b := withVersions(t, 2)
+	s := spec("iris:2_1")
+	s.Annotations = &map[string]string{traffic.MirrorAnnotation: traffic.This}
+	if err := b.Update(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.states(t); got != "1_1 active 100, 2_1 ready 0" {
+		t.Fatal(got)
+	}
+	for range 5 {
+		if got := b.answering(t); got != "1_1" { // /words differs between versions
+			t.Errorf("%s answered", got)
+		}
+	}
+	if _, body, err := b.call(t, "/", "the same from both"); err != nil || body != "the same from both" {
+		t.Errorf("%q, %v", body, err)
+	}
+	if _, _, err := b.call(t, "/", strings.Repeat("x", mirrorBody+1)); err != nil {
+		t.Error(err)
+	}
+	began := time.Now()
+	if _, _, err := b.call(t, "/slow?ms=200", ""); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 380*time.Millisecond {
+		t.Errorf("a call took %s: it waited for its copy", took)
+	}
+	want := traffic.Mirrored{Matched: 2, Differed: 5, Skipped: 1}
+	mirrored := func() traffic.Mirrored {
+		status, err := b.Traffic(t.Context(), iris)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := status.Versions[1].Mirrored; got != nil {
+			return *got
+		}
+		return traffic.Mirrored{}
+	}
+	eventually(t, "every copy is counted", func() bool { return mirrored() == want })
+}
+
+func TestACopyThatFailsIsCountedAndTheCallIsNot(t *testing.T) {
+	b := withVersions(t, 2)
+	mirror := traffic.All("1_1")
+	mirror.Mirror = "2_1"
+	if _, err := b.SetTraffic(t.Context(), iris, mirror); err != nil {
+		t.Fatal(err)
+	}
+	i := b.functions[iris].route.Load().mirror.current.Load()
+	i.kill()
+	for range 10 {
+		if got := b.answering(t); got != "1_1" {
+			t.Errorf("%s while the mirror is down", got)
+		}
+	}
+}
+
+func rolledOut(image, rollout string) types.FunctionDeployment {
+	s := spec(image)
+	s.Annotations = &map[string]string{traffic.RolloutAnnotation: rollout}
+	return s
+}
+
+func TestARolloutGoesStepByStepToAllCalls(t *testing.T) {
+	b := withVersions(t, 2)
+	if err := b.Update(t.Context(), rolledOut("iris:2_1", "steps=10,50,100 every=100ms errors=1 calls=5")); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.states(t); got != "1_1 active 90, 2_1 active 10" {
+		t.Fatal(got)
+	}
+	seen := map[string]bool{}
+	eventually(t, "the rollout is complete", func() bool {
+		b.answering(t)
+		status, err := b.Traffic(t.Context(), iris)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[status.Weight("2_1").String()] = true
+		return status.Rollout == nil && strings.Contains(status.RolloutNote, "passed every step")
+	})
+	if !seen["10"] || !seen["50"] || !seen["100"] {
+		t.Errorf("steps seen: %v", seen)
+	}
+	if _, err := b.Rollback(t.Context(), iris); err != nil || b.answering(t) != "1_1" {
+		t.Errorf("a rollback after the rollout: %v", err)
+	}
+}
+
+func TestARolloutThatBreaksABoundRollsBackAndSaysWhy(t *testing.T) {
+	b := withVersions(t, 1)
+	b.models.add(t, "iris:2_1", "# status: 500")
+	if err := b.Update(t.Context(), rolledOut("iris:2_1", "steps=50,100 every=1m errors=1")); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	eventually(t, "the rollout is rolled back", func() bool {
+		if b.answering(t) != "1_1" {
+			failed++
+		}
+		return strings.HasPrefix(b.states(t), "1_1 active 100")
+	})
+	status, err := b.Traffic(t.Context(), iris)
+	if err != nil || status.Rollout != nil || !strings.Contains(status.RolloutNote, "calls failed") || len(status.Before) != 0 {
+		t.Errorf("%+v, %v", status, err)
+	}
+	if failed > 400 {
+		t.Errorf("%d calls failed before the bound was seen to be broken", failed)
+	}
+	for range 50 {
+		if got := b.answering(t); got != "1_1" {
+			t.Fatalf("%s after the rollback", got)
+		}
+	}
+}
+
+func TestARolloutSurvivesARestartAndEndsWhenSomebodyMovesTheCalls(t *testing.T) {
+	b := withVersions(t, 2)
+	if err := b.Update(t.Context(), rolledOut("iris:2_1", "steps=10,100 every=300ms errors=1 calls=1")); err != nil {
+		t.Fatal(err)
+	}
+	b.shut(t)
+	b.open(t)
+	eventually(t, "the second step", func() bool { b.answering(t); return strings.Contains(b.states(t), "2_1 active 100") })
+	if err := b.Update(t.Context(), spec("iris:1_1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Update(t.Context(), rolledOut("iris:2_1", "steps=10,100 every=100ms errors=1 calls=1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.SetTraffic(t.Context(), iris, split(t, "1_1=70,2_1=30")); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		b.answering(t)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if got := b.states(t); got != "1_1 active 70, 2_1 active 30" {
+		t.Errorf("%s: the rollout went on", got)
+	}
+}
+
+func TestMetricsTellVersionsApart(t *testing.T) {
+	b := withVersions(t, 2)
+	if _, err := b.SetTraffic(t.Context(), iris, split(t, "1_1=50,2_1=50")); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		b.answering(t, "X-Model-Version: 2_1")
+	}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(b.Backend)
+	want := `
+# HELP faas_predict_version_calls_total Calls that a version of a function had, by HTTP status; 0 is an answer that was cut off.
+# TYPE faas_predict_version_calls_total counter
+faas_predict_version_calls_total{code="200",function_name="iris.openfaas-fn",model_code="2",model_coefficients="1",version="2_1"} 3
+# HELP faas_predict_version_weight Share of the function's calls that the version gets, 0 to 1.
+# TYPE faas_predict_version_weight gauge
+faas_predict_version_weight{function_name="iris.openfaas-fn",model_code="1",model_coefficients="1",version="1_1"} 0.5
+faas_predict_version_weight{function_name="iris.openfaas-fn",model_code="2",model_coefficients="1",version="2_1"} 0.5
+`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "faas_predict_version_calls_total", "faas_predict_version_weight"); err != nil {
+		t.Error(err)
 	}
 }

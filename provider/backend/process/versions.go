@@ -180,10 +180,12 @@ func (b *Backend) retireLater(f *function, g *generation, after func()) {
 	b.background.Go(func() {
 		if g != nil {
 			g.retire(b.config.DrainTimeout)
-			f.drained(g.launch.version)
 		}
 		if after != nil {
 			after()
+		}
+		if g != nil {
+			f.drained(g.launch.version)
 		}
 	})
 }
@@ -228,6 +230,32 @@ func (f *function) drained(version string) {
 	defer f.marksLock.Unlock()
 	if f.marks[version].state == backend.Draining {
 		delete(f.marks, version)
+	}
+}
+
+// forgive forgets that a version failed.
+func (f *function) forgive(version string) {
+	f.marksLock.Lock()
+	defer f.marksLock.Unlock()
+	if f.marks[version].state == backend.Failed {
+		delete(f.marks, version)
+	}
+}
+
+// awaitDrained blocks until the version has answered what it had accepted and is let go.
+func (f *function) awaitDrained(ctx context.Context, version string) error {
+	for {
+		f.marksLock.Lock()
+		draining := f.marks[version].state == backend.Draining
+		f.marksLock.Unlock()
+		if !draining {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("version %s is %w: it answers what it had accepted", version, backend.ErrInUse)
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 }
 
@@ -354,7 +382,7 @@ func (b *Backend) Running(model string) []backend.TrafficStatus {
 }
 
 // Unload implements backend.Traffic.
-func (b *Backend) Unload(_ context.Context, model, version string) error {
+func (b *Backend) Unload(ctx context.Context, model, version string) error {
 	for _, status := range b.Running(model) {
 		name, namespace, _ := strings.Cut(status.Function, ".")
 		f, unlock, err := b.lock(backend.Ref{Namespace: namespace, Name: name})
@@ -366,6 +394,9 @@ func (b *Backend) Unload(_ context.Context, model, version string) error {
 		}
 		err = b.unload(f, model, version)
 		unlock()
+		if err == nil {
+			err = f.awaitDrained(ctx, version)
+		}
 		if err != nil {
 			return err
 		}
@@ -377,7 +408,7 @@ func (b *Backend) unload(f *function, model, version string) error {
 	next := f.record.Load().clone()
 	d := next.find(version)
 	if d == nil || d.Model != model {
-		f.unmark(version)
+		f.forgive(version)
 		return nil
 	}
 	if slices.Contains(next.Split.Versions(), version) {
@@ -385,12 +416,5 @@ func (b *Backend) unload(f *function, model, version string) error {
 	}
 	next.drop(version)
 	next.Before = slices.DeleteFunc(next.Before, func(s traffic.Split) bool { return slices.Contains(s.Versions(), version) })
-	g := f.route.Load().generation(version)
-	if err := b.apply(f, next, ""); err != nil {
-		return err
-	}
-	if g != nil {
-		g.retire(b.config.DrainTimeout) // its files go next
-	}
-	return nil
+	return b.apply(f, next, "")
 }

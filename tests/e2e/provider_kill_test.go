@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/openfaas/faas-provider/types"
 
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
@@ -24,6 +27,7 @@ type acknowledged struct {
 	mu         sync.Mutex
 	models     map[string]bool
 	functions  map[string]int // replicas
+	splits     map[string]traffic.Split
 	secrets    map[string]string
 	namespaces map[string]bool
 	answers    int
@@ -31,11 +35,11 @@ type acknowledged struct {
 
 // chaos does one random operation after the other until the provider goes away. Each worker has
 // subjects of its own, so that it knows what the last answer about each of them was.
-func (a *acknowledged) chaos(ctx context.Context, p *provider, worker int, zips [][]byte) {
+func (a *acknowledged) chaos(ctx context.Context, p *provider, worker int, zips [][]byte, versions []string) {
 	for ctx.Err() == nil {
 		subject := fmt.Sprintf("w%d-%d", worker, rand.IntN(2))
 		var err error
-		switch rand.IntN(8) {
+		switch rand.IntN(10) {
 		case 0:
 			err = p.putModel(ctx, subject, zips[rand.IntN(len(zips))])
 			a.note(err, func() { a.models[subject] = true })
@@ -81,6 +85,16 @@ func (a *acknowledged) chaos(ctx context.Context, p *provider, worker int, zips 
 				err = nil
 			}
 			a.note(err, func() { a.namespaces[subject] = true })
+		case 8, 9:
+			a.mu.Lock()
+			_, exists := a.functions[subject]
+			delete(a.splits, subject)
+			a.mu.Unlock()
+			if exists {
+				var got traffic.Split
+				got, err = p.moveTraffic(ctx, subject, versions)
+				a.note(err, func() { a.splits[subject] = got })
+			}
 		}
 	}
 }
@@ -99,12 +113,39 @@ func (a *acknowledged) forgetFunction(name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.functions, name)
+	delete(a.splits, name)
 }
 
 func (a *acknowledged) forgetReplicas(name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.functions[name] = -1 // exists, replicas unknown
+}
+
+// moveTraffic sets a random split, or rolls back, and returns the split that was answered.
+func (p *provider) moveTraffic(ctx context.Context, name string, versions []string) (got traffic.Split, err error) {
+	method, what, body := http.MethodPost, "rollback", []byte(nil)
+	if rand.IntN(3) > 0 {
+		share := rand.IntN(1001)
+		method, what = http.MethodPut, "traffic"
+		if body, err = json.Marshal(split(versions[0], share, versions[1], 1000-share)); err != nil {
+			return got, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, p.url("/system/models/"+name+"/"+what), bytes.NewReader(body))
+	if err != nil {
+		return got, err
+	}
+	req.SetBasicAuth("admin", p.password)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return got, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return got, fmt.Errorf("status %d", res.StatusCode)
+	}
+	return got, json.NewDecoder(res.Body).Decode(&got)
 }
 
 func (p *provider) putModel(ctx context.Context, name string, zip []byte) error {
@@ -135,6 +176,12 @@ func (a *acknowledged) verify(p *provider) {
 		})
 		if wanted, _ := p.replicas(name); replicas > 0 && wanted != replicas {
 			t.Errorf("function %s wants %d replicas, %d were acknowledged", name, wanted, replicas)
+		}
+	}
+	for name, want := range a.splits {
+		var got backend.TrafficStatus
+		if p.system(http.MethodGet, "/system/models/"+name+"/traffic", nil, &got); !got.Split.Equal(want) {
+			t.Errorf("the calls of %s are split %s, %s was acknowledged", name, got.Split, want)
 		}
 	}
 	secrets, err := p.GetSecrets(t.Context(), "")
@@ -177,6 +224,14 @@ func (a *acknowledged) verify(p *provider) {
 func TestProviderComesBackWithEverythingItAcknowledged(t *testing.T) {
 	p := startProvider(t)
 	p.model("echo", talkativeModel)
+	p.model("echo", talkativeModel+"# the same in another version\n")
+	var pushed struct {
+		Versions []struct{ Version string }
+	}
+	if p.system(http.MethodGet, "/system/models/echo", nil, &pushed); len(pushed.Versions) != 2 {
+		t.Fatalf("pushed: %+v", pushed)
+	}
+	versions := []string{pushed.Versions[0].Version, pushed.Versions[1].Version}
 	var zips [][]byte
 	for i := range 6 {
 		// Large enough that a kill meets a push at every stage of it.
@@ -190,13 +245,13 @@ func TestProviderComesBackWithEverythingItAcknowledged(t *testing.T) {
 		}
 		zips = append(zips, zip.Bytes())
 	}
-	a := &acknowledged{models: map[string]bool{}, functions: map[string]int{}, secrets: map[string]string{}, namespaces: map[string]bool{}}
+	a := &acknowledged{models: map[string]bool{}, functions: map[string]int{}, splits: map[string]traffic.Split{}, secrets: map[string]string{}, namespaces: map[string]bool{}}
 	const kills = 12
 	for range kills {
 		ctx, cancel := context.WithCancel(t.Context())
 		var workers sync.WaitGroup
 		for worker := range 4 {
-			workers.Go(func() { a.chaos(ctx, p, worker, zips) })
+			workers.Go(func() { a.chaos(ctx, p, worker, zips, versions) })
 		}
 		time.Sleep(time.Duration(50+rand.IntN(700)) * time.Millisecond)
 		p.kill()
@@ -206,5 +261,5 @@ func TestProviderComesBackWithEverythingItAcknowledged(t *testing.T) {
 		p.start()
 		a.verify(p)
 	}
-	t.Logf("%d kills, %d acknowledged changes, all there: %d functions, %d models, %d secrets, %d namespaces", kills, a.answers, len(a.functions), len(a.models), len(a.secrets), len(a.namespaces))
+	t.Logf("%d kills, %d acknowledged changes, all there: %d functions, %d splits, %d models, %d secrets, %d namespaces", kills, a.answers, len(a.functions), len(a.splits), len(a.models), len(a.secrets), len(a.namespaces))
 }

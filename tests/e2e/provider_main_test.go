@@ -40,6 +40,7 @@ type provider struct {
 	dir     string
 	port    int
 	env     []string
+	attr    *syscall.SysProcAttr // of its process, nil as usual
 	cmd     *exec.Cmd
 	output  *output
 	ended   chan struct{}
@@ -48,6 +49,14 @@ type provider struct {
 }
 
 func startProvider(t *testing.T, env ...string) *provider {
+	t.Helper()
+	p := newProvider(t, env...)
+	p.start()
+	return p
+}
+
+// newProvider returns a provider that is yet to be started.
+func newProvider(t *testing.T, env ...string) *provider {
 	t.Helper()
 	program, err := faasPredict()
 	if err != nil {
@@ -68,8 +77,26 @@ func startProvider(t *testing.T, env ...string) *provider {
 		}
 		os.RemoveAll(dir)
 	})
-	p.start()
 	return p
+}
+
+// runAs makes the provider a user's: the programs too, which are in a directory of this one's.
+func (p *provider) runAs(uid int) {
+	p.t.Helper()
+	for _, program := range []string{p.program, built.fwatchdog} {
+		raw, err := os.ReadFile(program)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(p.dir, filepath.Base(program)), raw, 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	if err := os.Chown(p.dir, uid, uid); err != nil {
+		p.t.Fatal(err)
+	}
+	p.program = filepath.Join(p.dir, filepath.Base(p.program))
+	p.attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 }
 
 func freeTCPPort(t *testing.T) int {
@@ -90,6 +117,7 @@ func (p *provider) start() {
 	p.cmd.Env = append(os.Environ(), "data_dir="+p.data(), "listen_address=127.0.0.1", "port="+strconv.Itoa(p.port))
 	p.cmd.Env = append(p.cmd.Env, p.env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	p.cmd.SysProcAttr = p.attr
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
@@ -135,7 +163,14 @@ func (p *provider) kill() {
 
 // stop asks it to leave and returns when it has.
 func (p *provider) stop() {
+	if p.cmd == nil {
+		return
+	}
 	p.cmd.Process.Signal(syscall.SIGTERM)
+	p.awaitEnd()
+}
+
+func (p *provider) awaitEnd() {
 	select {
 	case <-p.ended:
 	case <-time.After(40 * time.Second):

@@ -95,6 +95,9 @@ func (b *Backend) shortName() string {
 // checks that functions' users get where they must.
 func (b *Backend) prepareDirs(ctx context.Context) error {
 	id := builder(b.config.UIDRange)
+	if id.uid == 0 {
+		slog.Warn("the provider is not root: functions run as the provider's own user and are not kept apart", "uid", os.Geteuid())
+	}
 	if err := id.canReach(b.config.DataDir); err != nil {
 		return fmt.Errorf("data_dir cannot hold functions, which have users of their own: %w; choose another data_dir or open that directory with chmod o+x", err)
 	}

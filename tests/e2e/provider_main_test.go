@@ -283,6 +283,44 @@ func wheel(t *testing.T, dir, name, code string) {
 	}
 }
 
+// uvRelease is the uv that environments are built with where there is one.
+const uvRelease = "0.13.9"
+
+// installUV returns a uv that every user may run, alone in its directory.
+func installUV(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "uv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program, venv := filepath.Join(dir, "bin", "uv"), filepath.Join(dir, "venv")
+	for _, step := range [][]string{
+		{"chmod", "0755", dir},
+		{"mkdir", filepath.Dir(program)},
+		{built.interpreter, "-m", "venv", venv},
+		{filepath.Join(venv, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", "uv==" + uvRelease},
+		{"ln", "-s", filepath.Join(venv, "bin", "uv"), program},
+	} {
+		if out, err := exec.Command(step[0], step[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("install uv: %s: %v\n%s", step[0], err, out)
+		}
+	}
+	return program
+}
+
+// pathWithout is PATH less the directories that have the program.
+func pathWithout(t *testing.T, program string) string {
+	t.Helper()
+	var kept []string
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		if _, err := os.Stat(filepath.Join(dir, program)); err != nil {
+			kept = append(kept, dir)
+		}
+	}
+	return strings.Join(kept, ":")
+}
+
 // replicas is how many replicas a function wants and has, or -1 when there is none.
 func (p *provider) replicas(name string) (wanted, ready int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -340,6 +340,13 @@ func TestProviderHoldsAFunctionToItsMemory(t *testing.T) {
 }
 
 func TestProviderGivesABundleItsPackages(t *testing.T) {
+	without := pathWithout(t, "uv")
+	for builder, path := range map[string]string{"pip": without, "uv": filepath.Dir(installUV(t)) + ":" + without} {
+		t.Run(builder, func(t *testing.T) { givesABundleItsPackages(t, builder, path) })
+	}
+}
+
+func givesABundleItsPackages(t *testing.T, builder, path string) {
 	wheels, err := os.MkdirTemp("", "wheels")
 	if err != nil {
 		t.Fatal(err)
@@ -347,7 +354,7 @@ func TestProviderGivesABundleItsPackages(t *testing.T) {
 	defer os.RemoveAll(wheels)
 	os.Chmod(wheels, 0o755)
 	wheel(t, wheels, "plants", "NAME = 'setosa'\n")
-	p := startProvider(t, "PIP_NO_INDEX=1", "UV_NO_INDEX=1", "PIP_FIND_LINKS="+wheels, "UV_FIND_LINKS="+wheels)
+	p := startProvider(t, "PATH="+path, "PIP_NO_INDEX=1", "UV_NO_INDEX=1", "PIP_FIND_LINKS="+wheels, "UV_FIND_LINKS="+wheels)
 	code := "import plants\ndef predict(request):\n    return plants.NAME + request\n"
 	p.push("a", bundle(t, map[string]string{"main.py": code, "requirements.txt": "# one\nplants==1.0\n"}))
 	p.push("b", bundle(t, map[string]string{"main.py": code + "# b\n", "requirements.txt": "# one\nplants==1.0\n"}))
@@ -364,7 +371,16 @@ func TestProviderGivesABundleItsPackages(t *testing.T) {
 	p.wantCall("b", "!", "setosa!")
 	envs, _ := filepath.Glob(filepath.Join(p.data(), "envs", "*", ".complete"))
 	if len(envs) != 1 {
-		t.Errorf("environments: %v", envs)
+		t.Fatalf("environments: %v", envs)
+	}
+	settings, err := os.ReadFile(filepath.Join(filepath.Dir(envs[0]), "pyvenv.cfg"))
+	if byUV := strings.Contains(string(settings), "\nuv = "); err != nil || byUV != (builder == "uv") {
+		t.Errorf("built by something else than %s: %v\n%s", builder, err, settings)
+	}
+	for _, file := range []string{"bin/python3", "lib"} {
+		if info, err := os.Lstat(filepath.Join(filepath.Dir(envs[0]), file)); err != nil || int(info.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
+			t.Errorf("%s belongs to its builder: %v", file, err)
+		}
 	}
 	if status, err := p.Deploy(t.Context(), types.FunctionDeployment{Service: "none", Image: "none"}); status != http.StatusUnprocessableEntity || !strings.Contains(err.Error(), "plants") {
 		t.Errorf("without the package: %d %v", status, err)

@@ -72,6 +72,22 @@ func (b *Backend) existing(ref backend.Ref) (*function, error) {
 	return f, nil
 }
 
+// changeExisting does a change to a function that exists, when those before it are done.
+func (b *Backend) changeExisting(ref backend.Ref, change func(f *function, r *record) error) error {
+	if _, err := b.existing(ref); err != nil {
+		return err
+	}
+	f := b.claim(ref)
+	defer b.unclaim(f)
+	f.change.Lock()
+	defer f.change.Unlock()
+	r := f.record.Load()
+	if r == nil { // deleted meanwhile
+		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
+	}
+	return change(f, r)
+}
+
 // checkSpec holds a deployment to the rules that need no look at anything else, and fills in its
 // namespace.
 func (b *Backend) checkSpec(spec *types.FunctionDeployment) (backend.Ref, error) {
@@ -336,32 +352,23 @@ func (b *Backend) Scale(_ context.Context, ref backend.Ref, replicas uint64) err
 	if replicas > b.config.MaxReplicas {
 		return fmt.Errorf("%w number of replicas %d: max_replicas is %d", backend.ErrInvalid, replicas, b.config.MaxReplicas)
 	}
-	if _, err := b.existing(ref); err != nil {
-		return err
-	}
-	f := b.claim(ref)
-	defer b.unclaim(f)
-	f.change.Lock()
-	defer f.change.Unlock()
-	old := f.record.Load()
-	if old == nil {
-		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
-	}
-	r := *old
-	r.Replicas = replicas
-	g := f.generation.Load()
-	switch {
-	case replicas == 0:
-		if err := b.store.putFunction(&r); err != nil {
-			return err
+	return b.changeExisting(ref, func(f *function, old *record) error {
+		r := *old
+		r.Replicas = replicas
+		g := f.generation.Load()
+		switch {
+		case replicas == 0:
+			if err := b.store.putFunction(&r); err != nil {
+				return err
+			}
+			f.record.Store(&r)
+			b.retireLater(f.generation.Swap(nil), nil, 0)
+			return nil
+		case g == nil:
+			return b.wake(f, &r)
 		}
-		f.record.Store(&r)
-		b.retireLater(f.generation.Swap(nil), nil, 0)
-		return nil
-	case g == nil:
-		return b.wake(f, &r)
-	}
-	return b.resize(f, g, &r)
+		return b.resize(f, g, &r)
+	})
 }
 
 // wake starts a function that was scaled to zero.
@@ -401,33 +408,24 @@ func (b *Backend) resize(f *function, g *generation, r *record) error {
 
 // Delete implements backend.Functions.
 func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
-	if _, err := b.existing(ref); err != nil {
-		return err
-	}
-	f := b.claim(ref)
-	defer b.unclaim(f)
-	f.change.Lock()
-	defer f.change.Unlock()
-	r := f.record.Load()
-	if r == nil {
-		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
-	}
-	if err := b.store.deleteFunction(ref); err != nil {
-		return err
-	}
-	f.record.Store(nil)
-	f.invoked.Store(0)
-	g, release := f.generation.Swap(nil), f.release
-	f.release = nil
-	b.retireLater(g, release, r.UID)
-	b.mu.Lock()
-	if j := b.journals[ref]; j != nil {
-		j.close()
-		delete(b.journals, ref)
-	}
-	b.mu.Unlock()
-	slog.Info("function deleted", "function", ref.String())
-	return nil
+	return b.changeExisting(ref, func(f *function, r *record) error {
+		if err := b.store.deleteFunction(ref); err != nil {
+			return err
+		}
+		f.record.Store(nil)
+		f.invoked.Store(0)
+		g, release := f.generation.Swap(nil), f.release
+		f.release = nil
+		b.retireLater(g, release, r.UID)
+		b.mu.Lock()
+		if j := b.journals[ref]; j != nil {
+			j.close()
+			delete(b.journals, ref)
+		}
+		b.mu.Unlock()
+		slog.Info("function deleted", "function", ref.String())
+		return nil
+	})
 }
 
 // List implements backend.Functions.

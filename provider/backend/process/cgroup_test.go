@@ -170,10 +170,18 @@ func unifiedGroup(t *testing.T) (group, controller string, ok bool) {
 			root = f[1]
 		}
 	}
+	if root == "" {
+		return "", "", false
+	}
+	// What the root hands down is the machine's, and this test may run twice at a time on it.
+	lock, err := os.Open(root)
+	must(t, err)
+	t.Cleanup(func() { lock.Close() })
+	must(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
 	before := filepath.Join(root, ownCgroups()[""])
 	raw, _ := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
 	offered := strings.Fields(string(raw))
-	if root == "" || len(offered) == 0 {
+	if len(offered) == 0 {
 		return "", "", false
 	}
 	controller = offered[0]

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
+
+	"github.com/faas-predict/faas-predict/watchdog/runner"
 )
 
 // Setting is one row of Settings.
@@ -122,10 +124,13 @@ var Settings = []Setting{
 		c.MaxModelBytes = n
 		return nil
 	}},
-	{"max_replicas", "256", "Most replicas (workers) that one function may have.", func(c *Config, v string) error {
-		n, err := integer(v, 1, 1<<20)
+	{"max_replicas", strconv.Itoa(runner.MaxWorkers), fmt.Sprintf("Most replicas (workers) that one function may have; at most %d, which is what fwatchdog can run.", runner.MaxWorkers), func(c *Config, v string) error {
+		n, err := integer(v, 1, runner.MaxWorkers)
+		if err != nil {
+			return fmt.Errorf("%w: a replica is a worker, and fwatchdog runs no more", err)
+		}
 		c.MaxReplicas = uint64(n)
-		return err
+		return nil
 	}},
 	{"log_buffer_bytes", "1048576", "Log text kept per function, in bytes; the oldest lines go first. Logs are in memory and start anew with the provider.", func(c *Config, v string) (err error) {
 		c.LogBufferBytes, err = integer(v, 4096, 1<<30)

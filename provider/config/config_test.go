@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/faas-predict/faas-predict/watchdog/runner"
 )
 
 func read(t *testing.T, values map[string]string) (*Config, error) {
@@ -36,6 +38,16 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		if _, err := read(t, map[string]string{name: value}); err == nil || !strings.Contains(err.Error(), "setting "+name+" ") {
 			t.Errorf("%s=%s: %v", name, value, err)
 		}
+	}
+}
+
+func TestReplicasEndWhereTheWatchdogsWorkersDo(t *testing.T) {
+	if c, err := read(t, map[string]string{"max_replicas": "256"}); err != nil || c.MaxReplicas != runner.MaxWorkers {
+		t.Errorf("%+v, %v", c, err)
+	}
+	_, err := read(t, map[string]string{"max_replicas": "257"})
+	if err == nil || !strings.Contains(err.Error(), "from 1 to 256: a replica is a worker") {
+		t.Errorf("max_replicas=257: %v", err)
 	}
 }
 

@@ -40,6 +40,7 @@ type provider struct {
 	dir     string
 	port    int
 	env     []string
+	attr    *syscall.SysProcAttr // of its process, nil as usual
 	cmd     *exec.Cmd
 	output  *output
 	ended   chan struct{}
@@ -48,6 +49,14 @@ type provider struct {
 }
 
 func startProvider(t *testing.T, env ...string) *provider {
+	t.Helper()
+	p := newProvider(t, env...)
+	p.start()
+	return p
+}
+
+// newProvider returns a provider that is yet to be started.
+func newProvider(t *testing.T, env ...string) *provider {
 	t.Helper()
 	program, err := faasPredict()
 	if err != nil {
@@ -68,8 +77,26 @@ func startProvider(t *testing.T, env ...string) *provider {
 		}
 		os.RemoveAll(dir)
 	})
-	p.start()
 	return p
+}
+
+// runAs makes the provider a user's: the programs too, which are in a directory of this one's.
+func (p *provider) runAs(uid int) {
+	p.t.Helper()
+	for _, program := range []string{p.program, built.fwatchdog} {
+		raw, err := os.ReadFile(program)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(p.dir, filepath.Base(program)), raw, 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	if err := os.Chown(p.dir, uid, uid); err != nil {
+		p.t.Fatal(err)
+	}
+	p.program = filepath.Join(p.dir, filepath.Base(p.program))
+	p.attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 }
 
 func freeTCPPort(t *testing.T) int {
@@ -90,6 +117,7 @@ func (p *provider) start() {
 	p.cmd.Env = append(os.Environ(), "data_dir="+p.data(), "listen_address=127.0.0.1", "port="+strconv.Itoa(p.port))
 	p.cmd.Env = append(p.cmd.Env, p.env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	p.cmd.SysProcAttr = p.attr
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
@@ -135,7 +163,14 @@ func (p *provider) kill() {
 
 // stop asks it to leave and returns when it has.
 func (p *provider) stop() {
+	if p.cmd == nil {
+		return
+	}
 	p.cmd.Process.Signal(syscall.SIGTERM)
+	p.awaitEnd()
+}
+
+func (p *provider) awaitEnd() {
 	select {
 	case <-p.ended:
 	case <-time.After(40 * time.Second):
@@ -246,6 +281,44 @@ func wheel(t *testing.T, dir, name, code string) {
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// uvRelease is the uv that environments are built with where there is one.
+const uvRelease = "0.13.9"
+
+// installUV returns a uv that every user may run, alone in its directory.
+func installUV(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "uv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program, venv := filepath.Join(dir, "bin", "uv"), filepath.Join(dir, "venv")
+	for _, step := range [][]string{
+		{"chmod", "0755", dir},
+		{"mkdir", filepath.Dir(program)},
+		{built.interpreter, "-m", "venv", venv},
+		{filepath.Join(venv, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", "uv==" + uvRelease},
+		{"ln", "-s", filepath.Join(venv, "bin", "uv"), program},
+	} {
+		if out, err := exec.Command(step[0], step[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("install uv: %s: %v\n%s", step[0], err, out)
+		}
+	}
+	return program
+}
+
+// pathWithout is PATH less the directories that have the program.
+func pathWithout(t *testing.T, program string) string {
+	t.Helper()
+	var kept []string
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		if _, err := os.Stat(filepath.Join(dir, program)); err != nil {
+			kept = append(kept, dir)
+		}
+	}
+	return strings.Join(kept, ":")
 }
 
 // replicas is how many replicas a function wants and has, or -1 when there is none.

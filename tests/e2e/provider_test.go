@@ -340,6 +340,13 @@ func TestProviderHoldsAFunctionToItsMemory(t *testing.T) {
 }
 
 func TestProviderGivesABundleItsPackages(t *testing.T) {
+	without := pathWithout(t, "uv")
+	for builder, path := range map[string]string{"pip": without, "uv": filepath.Dir(installUV(t)) + ":" + without} {
+		t.Run(builder, func(t *testing.T) { givesABundleItsPackages(t, builder, path) })
+	}
+}
+
+func givesABundleItsPackages(t *testing.T, builder, path string) {
 	wheels, err := os.MkdirTemp("", "wheels")
 	if err != nil {
 		t.Fatal(err)
@@ -347,7 +354,7 @@ func TestProviderGivesABundleItsPackages(t *testing.T) {
 	defer os.RemoveAll(wheels)
 	os.Chmod(wheels, 0o755)
 	wheel(t, wheels, "plants", "NAME = 'setosa'\n")
-	p := startProvider(t, "PIP_NO_INDEX=1", "UV_NO_INDEX=1", "PIP_FIND_LINKS="+wheels, "UV_FIND_LINKS="+wheels)
+	p := startProvider(t, "PATH="+path, "PIP_NO_INDEX=1", "UV_NO_INDEX=1", "PIP_FIND_LINKS="+wheels, "UV_FIND_LINKS="+wheels)
 	code := "import plants\ndef predict(request):\n    return plants.NAME + request\n"
 	p.push("a", bundle(t, map[string]string{"main.py": code, "requirements.txt": "# one\nplants==1.0\n"}))
 	p.push("b", bundle(t, map[string]string{"main.py": code + "# b\n", "requirements.txt": "# one\nplants==1.0\n"}))
@@ -364,7 +371,16 @@ func TestProviderGivesABundleItsPackages(t *testing.T) {
 	p.wantCall("b", "!", "setosa!")
 	envs, _ := filepath.Glob(filepath.Join(p.data(), "envs", "*", ".complete"))
 	if len(envs) != 1 {
-		t.Errorf("environments: %v", envs)
+		t.Fatalf("environments: %v", envs)
+	}
+	settings, err := os.ReadFile(filepath.Join(filepath.Dir(envs[0]), "pyvenv.cfg"))
+	if byUV := strings.Contains(string(settings), "\nuv = "); err != nil || byUV != (builder == "uv") {
+		t.Errorf("built by something else than %s: %v\n%s", builder, err, settings)
+	}
+	for _, file := range []string{"bin/python3", "lib"} {
+		if info, err := os.Lstat(filepath.Join(filepath.Dir(envs[0]), file)); err != nil || int(info.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
+			t.Errorf("%s belongs to its builder: %v", file, err)
+		}
 	}
 	if status, err := p.Deploy(t.Context(), types.FunctionDeployment{Service: "none", Image: "none"}); status != http.StatusUnprocessableEntity || !strings.Contains(err.Error(), "plants") {
 		t.Errorf("without the package: %d %v", status, err)
@@ -375,32 +391,85 @@ func TestProviderGivesABundleItsPackages(t *testing.T) {
 }
 
 func TestProviderLeavesAfterAnsweringEverything(t *testing.T) {
-	p := startProvider(t)
-	p.model("echo", talkativeModel)
-	p.deploy(types.FunctionDeployment{Service: "echo", Image: "echo", Labels: &map[string]string{"com.openfaas.scale.min": "4"}})
-	var callers sync.WaitGroup
-	var answered atomic.Int64
-	for range 4 {
-		callers.Go(func() {
-			if status, body := p.call("echo", "sleep 1"); status == http.StatusOK {
-				answered.Add(1)
-			} else {
-				t.Logf("%d %s", status, body)
+	for name, leave := range map[string]func(*provider){
+		"SIGTERM": func(p *provider) { p.cmd.Process.Signal(syscall.SIGTERM) },
+		// As a terminal sends it: to all that share the provider's process group.
+		"SIGINT": func(p *provider) { syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProvider(t)
+			p.attr = &syscall.SysProcAttr{Setpgid: true}
+			p.start()
+			p.model("echo", talkativeModel)
+			p.deploy(types.FunctionDeployment{Service: "echo", Image: "echo", Labels: &map[string]string{"com.openfaas.scale.min": "4"}})
+			var callers sync.WaitGroup
+			var answered atomic.Int64
+			for range 4 {
+				callers.Go(func() {
+					if status, body := p.call("echo", "sleep 1"); status == http.StatusOK {
+						answered.Add(1)
+					} else {
+						t.Logf("%d %s", status, body)
+					}
+				})
+			}
+			time.Sleep(300 * time.Millisecond)
+			leave(p)
+			p.awaitEnd()
+			callers.Wait()
+			if answered.Load() != 4 {
+				t.Errorf("%d of 4 accepted calls were answered", answered.Load())
+			}
+			if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			if left := p.children(); len(left) != 0 {
+				t.Errorf("processes left: %v", left)
 			}
 		})
 	}
-	time.Sleep(300 * time.Millisecond)
-	p.stop()
-	callers.Wait()
-	if answered.Load() != 4 {
-		t.Errorf("%d of 4 accepted calls were answered", answered.Load())
+}
+
+func TestProviderThatIsNotRootServesAndSaysWhatItCannot(t *testing.T) {
+	p := newProvider(t)
+	uid := os.Geteuid()
+	if uid == 0 {
+		uid = 65534
+		p.runAs(uid)
 	}
-	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
-		t.Errorf("exit code %d", code)
+	p.start()
+	p.model("echo", talkativeModel)
+	p.deploy(types.FunctionDeployment{Service: "echo", Image: "echo", Limits: &types.FunctionResources{Memory: "256Mi", CPU: "1"}})
+	p.wantCall("echo", "uid", fmt.Sprint(uid))
+	for _, want := range []string{"functions run as the provider's own user and are not kept apart", "control groups cannot be used fully"} {
+		if !strings.Contains(p.output.String(), want) {
+			t.Errorf("the provider does not say %q", want)
+		}
 	}
-	if left := p.children(); len(left) != 0 {
-		t.Errorf("processes left: %v", left)
+	messages, err := p.GetLogs(t.Context(), "echo", "", false, 0, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
+	var said strings.Builder
+	for m := range messages {
+		said.WriteString(m.Text)
+	}
+	if !strings.Contains(said.String(), "the cpu limit is not enforced") {
+		t.Errorf("the function's log does not say what is not enforced: %s", said.String())
+	}
+	if status, body := p.call("echo", "hog 1000000000"); status != http.StatusInternalServerError || !strings.Contains(body, "MemoryError") {
+		t.Errorf("1 GB within 256Mi: %d %s", status, body)
+	}
+	p.wantCall("echo", "still", "still")
+	if err := p.ScaleFunction(t.Context(), "echo", "", 3); err != nil {
+		t.Error(err)
+	}
+	p.kill()
+	p.start()
+	p.eventually("the function is back", func() bool {
+		status, _ := p.call("echo", "x")
+		return status == http.StatusOK
+	})
 }
 
 func TestSecondProviderOnTheSameDirectoryIsRefused(t *testing.T) {

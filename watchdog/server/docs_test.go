@@ -1,53 +1,22 @@
 package server
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/faas-predict/faas-predict/tests/guide"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 )
 
-// docTable returns the cells of the first table below a heading of the guide, without its head. Code
-// marks are taken off, so that the guide may set what is literal as code.
-func docTable(t *testing.T, heading string) [][]string {
-	t.Helper()
-	guide, err := os.ReadFile("../../docs/fwatchdog.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, found := strings.Cut(string(guide), "\n"+heading+"\n")
-	if !found {
-		t.Fatalf("the guide has no heading %q", heading)
-	}
-	section, _, _ = strings.Cut(section, "\n## ")
-	var rows [][]string
-	for line := range strings.Lines(section) {
-		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "|") {
-			if rows != nil {
-				break
-			}
-			continue
-		}
-		cells := strings.Split(strings.Trim(line, "|"), "|")
-		for i := range cells {
-			cells[i] = strings.ReplaceAll(strings.TrimSpace(cells[i]), "`", "")
-		}
-		rows = append(rows, cells)
-	}
-	if len(rows) < 3 {
-		t.Fatalf("the guide has no table below %q", heading)
-	}
-	return rows[2:]
-}
+const guideFile = "../../docs/fwatchdog.md"
 
 func TestGuideListsEverySettingWithItsDefault(t *testing.T) {
 	var documented, read []string
-	for _, cells := range docTable(t, "## Settings") {
+	for _, cells := range guide.Table(t, guideFile, "## Settings") {
 		documented = append(documented, cells[0]+" = "+cells[1])
 	}
 	for _, v := range Variables {
@@ -69,7 +38,7 @@ func TestGuideListsEveryMetric(t *testing.T) {
 		t.Fatal(err)
 	}
 	var documented, gathered []string
-	for _, cells := range docTable(t, "## Metrics") {
+	for _, cells := range guide.Table(t, guideFile, "## Metrics") {
 		documented = append(documented, cells[0]+" "+cells[1])
 	}
 	for _, f := range families {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,24 +29,39 @@ type limits struct {
 // process and cpu is not limited.
 type cgroups struct {
 	name   string // of our group; one a data directory
+	v2     string // directory of our group in version 2's hierarchy, "" where that is not used
 	memory string // directory of our group in the hierarchy that has the controller, "" without
 	cpu    string
-	v2     bool
+	left   departure
+	write  func(file, value string) error // into a file of the kernel's
 }
+
+// departure is what a provider that went into a leaf undoes at its end.
+type departure struct{ from, leaf, handedDown string }
 
 const cgroupRoot = "/sys/fs/cgroup"
 
+func newCgroups(name string) *cgroups {
+	return &cgroups{name: "faas-predict-" + name, write: func(file, value string) error {
+		return os.WriteFile(file, []byte(value), 0o644)
+	}}
+}
+
 // openCgroups makes our group and removes groups that a killed provider left in it.
 func openCgroups(name string) *cgroups {
-	c := &cgroups{name: "faas-predict-" + name}
+	c := newCgroups(name)
 	own := ownCgroups()
-	if path, ok := own[""]; ok && c.openV2(filepath.Join(cgroupRoot, path)) {
-		return c
+	reason := "there are none that this provider may use"
+	if parent := filepath.Join(cgroupRoot, own[""]); isCgroup(parent, unix.CGROUP2_SUPER_MAGIC) {
+		if err := c.openV2(parent); err != nil {
+			reason = err.Error()
+		}
+	} else {
+		c.memory = c.openV1("memory", own["memory"])
+		c.cpu = c.openV1("cpu", own["cpu"])
 	}
-	c.memory = c.openV1("memory", own["memory"])
-	c.cpu = c.openV1("cpu", own["cpu"])
 	if c.memory == "" || c.cpu == "" {
-		slog.Warn("control groups cannot be used fully: limits of functions are not enforced as a whole", "memory", c.memory != "", "cpu", c.cpu != "")
+		slog.Warn("control groups cannot be used fully: limits of functions are not enforced as a whole", "memory", c.memory != "", "cpu", c.cpu != "", "because", reason)
 	}
 	return c
 }
@@ -69,30 +85,104 @@ func ownCgroups() map[string]string {
 	return out
 }
 
-// openV2 needs the controllers handed down to our group's children. The kernel allows that only for
-// a group without processes of its own, so it works where an administrator or systemd delegated a
-// group (Delegate=yes) whose controllers are on already.
-func (c *cgroups) openV2(parent string) bool {
-	if !isCgroup(parent, unix.CGROUP2_SUPER_MAGIC) {
-		return false
+// openV2 makes our group below the provider's own, with those of the controllers memory and cpu
+// that it gets. The error says what it did not get.
+func (c *cgroups) openV2(parent string) error {
+	offered, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("read the controllers of the provider's group: %w", err)
 	}
-	handed, err := os.ReadFile(filepath.Join(parent, "cgroup.subtree_control"))
-	if err != nil || !strings.Contains(string(handed), "memory") || !strings.Contains(string(handed), "cpu") {
-		if err := os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+memory +cpu"), 0o644); err != nil {
-			return false
+	var wanted, lacking []string
+	for _, controller := range []string{"memory", "cpu"} {
+		if slices.Contains(strings.Fields(string(offered)), controller) {
+			wanted = append(wanted, controller)
+		} else {
+			lacking = append(lacking, controller)
 		}
+	}
+	if err := c.handDown(parent, wanted); err != nil {
+		return err
 	}
 	dir := filepath.Join(parent, c.name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return false
+		c.comeBack()
+		return fmt.Errorf("make a control group below %s, which must be delegated to the provider: %w", parent, err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory +cpu"), 0o644); err != nil {
+	if err := c.enable(dir, wanted); err != nil {
 		os.Remove(dir)
-		return false
+		c.comeBack()
+		return fmt.Errorf("hand down controllers in %s: %w", dir, err)
 	}
-	c.v2, c.memory, c.cpu = true, dir, dir
 	sweepCgroup(dir)
-	return true
+	c.v2 = dir
+	if slices.Contains(wanted, "memory") {
+		c.memory = dir
+	}
+	if slices.Contains(wanted, "cpu") {
+		c.cpu = dir
+	}
+	if len(lacking) > 0 {
+		return fmt.Errorf("the provider's group %s was not given the controllers: %s", parent, strings.Join(lacking, ", "))
+	}
+	return nil
+}
+
+// providerLeaf is where the provider goes in a group of its own.
+const providerLeaf = "provider"
+
+// handDown gives the children of the provider's group the controllers. The kernel refuses that to a
+// group with processes in it, unless it is the hierarchy's root; then the provider goes into a leaf
+// below. It moves nobody else: what shares the group with it was put there by somebody for a reason,
+// and only a group that is the provider's alone was meant for it to divide.
+func (c *cgroups) handDown(group string, controllers []string) error {
+	handed, err := os.ReadFile(filepath.Join(group, "cgroup.subtree_control"))
+	if err != nil {
+		return fmt.Errorf("read what the provider's group hands down: %w", err)
+	}
+	missing := slices.DeleteFunc(slices.Clone(controllers), func(controller string) bool {
+		return slices.Contains(strings.Fields(string(handed)), controller)
+	})
+	if err = c.enable(group, missing); !errors.Is(err, unix.EBUSY) {
+		if err != nil {
+			return fmt.Errorf("hand down controllers in %s, which must be delegated to the provider: %w", group, err)
+		}
+		return nil
+	}
+	leaf := filepath.Join(group, providerLeaf)
+	if err := os.MkdirAll(leaf, 0o755); err != nil {
+		return fmt.Errorf("make a leaf for the provider: %w", err)
+	}
+	c.left = departure{from: group, leaf: leaf}
+	if err := c.write(filepath.Join(leaf, "cgroup.procs"), strconv.Itoa(os.Getpid())); err != nil {
+		c.comeBack()
+		return fmt.Errorf("go into the leaf %s: %w", leaf, err)
+	}
+	if err := c.enable(group, missing); err != nil {
+		c.comeBack()
+		return fmt.Errorf("hand down controllers in %s, where the provider must be alone: start it in a group of its own, as systemd does with Delegate=yes: %w", group, err)
+	}
+	c.left.handedDown = "-" + strings.Join(missing, " -")
+	return nil
+}
+
+func (c *cgroups) enable(group string, controllers []string) error {
+	if len(controllers) == 0 {
+		return nil
+	}
+	return c.write(filepath.Join(group, "cgroup.subtree_control"), "+"+strings.Join(controllers, " +"))
+}
+
+// comeBack undoes handDown, so that the group can be entered again by the next provider.
+func (c *cgroups) comeBack() {
+	if c.left.leaf == "" {
+		return
+	}
+	if c.left.handedDown != "" {
+		_ = c.write(filepath.Join(c.left.from, "cgroup.subtree_control"), c.left.handedDown)
+	}
+	_ = c.write(filepath.Join(c.left.from, "cgroup.procs"), strconv.Itoa(os.Getpid()))
+	os.Remove(c.left.leaf)
+	c.left = departure{}
 }
 
 func (c *cgroups) openV1(controller, own string) string {
@@ -164,7 +254,7 @@ func (c *cgroups) prepare(id string, l limits) (string, error) {
 			return "", fmt.Errorf("make control group: %w", err)
 		}
 		for file, value := range c.settings(dir, l) {
-			if err := os.WriteFile(filepath.Join(group, file), []byte(value), 0o644); err != nil {
+			if err := c.write(filepath.Join(group, file), value); err != nil {
 				return "", fmt.Errorf("set control group: %w", err)
 			}
 		}
@@ -175,8 +265,8 @@ func (c *cgroups) prepare(id string, l limits) (string, error) {
 // start starts the command as a member of the function's groups from its first instruction on: one
 // that entered them later could have children by then, which would be outside.
 func (c *cgroups) start(cmd *exec.Cmd, id string, l limits) (err error) {
-	if c.v2 {
-		group, err := os.Open(filepath.Join(c.memory, id))
+	if c.v2 != "" {
+		group, err := os.Open(filepath.Join(c.v2, id))
 		if err != nil {
 			return fmt.Errorf("enter control group: %w", err)
 		}
@@ -216,7 +306,7 @@ func (c *cgroups) fallback(program string, l limits) *exec.Cmd {
 func (c *cgroups) groupDirs(l limits) []string {
 	var out []string
 	for _, dir := range c.dirs() {
-		if dir == c.memory || l.cpu > 0 {
+		if dir == c.memory || dir == c.v2 || l.cpu > 0 {
 			out = append(out, dir)
 		}
 	}
@@ -224,6 +314,9 @@ func (c *cgroups) groupDirs(l limits) []string {
 }
 
 func (c *cgroups) dirs() []string {
+	if c.v2 != "" {
+		return []string{c.v2}
+	}
 	var out []string
 	if c.memory != "" {
 		out = append(out, c.memory)
@@ -241,14 +334,14 @@ func (c *cgroups) settings(dir string, l limits) map[string]string {
 	quota := strconv.FormatInt(l.cpu*cpuPeriod/1000, 10)
 	period := strconv.Itoa(cpuPeriod)
 	if l.memory > 0 && dir == c.memory {
-		if c.v2 {
+		if c.v2 != "" {
 			out["memory.max"] = strconv.FormatInt(l.memory, 10)
 		} else {
 			out["memory.limit_in_bytes"] = strconv.FormatInt(l.memory, 10)
 		}
 	}
 	if l.cpu > 0 && dir == c.cpu {
-		if c.v2 {
+		if c.v2 != "" {
 			out["cpu.max"] = quota + " " + period
 		} else {
 			out["cpu.cfs_quota_us"] = quota
@@ -264,9 +357,10 @@ func (c *cgroups) remove(id string) {
 	}
 }
 
-// close removes our own group.
+// close removes our own group and leaves the provider where it was started.
 func (c *cgroups) close() {
 	for _, dir := range c.dirs() {
 		os.Remove(dir)
 	}
+	c.comeBack()
 }

@@ -21,8 +21,11 @@ import (
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
-// scaleMinLabel is OpenFaaS's label for the least number of replicas.
-const scaleMinLabel = "com.openfaas.scale.min"
+// OpenFaaS's labels for the least and the largest number of replicas.
+const (
+	scaleMinLabel = "com.openfaas.scale.min"
+	scaleMaxLabel = "com.openfaas.scale.max"
+)
 
 // function is what is known of a name. It exists for others once it has a record.
 type function struct {
@@ -134,16 +137,34 @@ func specLimits(r *types.FunctionResources) (limits, error) {
 	return limits{memory: memory, cpu: cpu}, err
 }
 
+// leastReplicas is how many replicas the labels ask for at first. The largest number is only checked:
+// a label that this provider can never honour is better refused than kept.
 func (b *Backend) leastReplicas(spec *types.FunctionDeployment) (uint64, error) {
-	if spec.Labels == nil || (*spec.Labels)[scaleMinLabel] == "" {
-		return 1, nil
+	least, err := b.scaleLabel(spec, scaleMinLabel, 1)
+	if err != nil {
+		return 0, err
 	}
-	value := (*spec.Labels)[scaleMinLabel]
+	most, err := b.scaleLabel(spec, scaleMaxLabel, b.config.MaxReplicas)
+	if err != nil {
+		return 0, err
+	}
+	if least = max(1, least); most < least {
+		return 0, fmt.Errorf("%w label %s: %d is less than %s, %d", backend.ErrInvalid, scaleMaxLabel, most, scaleMinLabel, least)
+	}
+	return least, nil
+}
+
+// scaleLabel reads a label that is a number of replicas.
+func (b *Backend) scaleLabel(spec *types.FunctionDeployment, label string, without uint64) (uint64, error) {
+	if spec.Labels == nil || (*spec.Labels)[label] == "" {
+		return without, nil
+	}
+	value := (*spec.Labels)[label]
 	n, err := strconv.ParseUint(value, 10, 32)
 	if err != nil || n > b.config.MaxReplicas {
-		return 0, fmt.Errorf("%w label %s: %.40q is not a number from 0 to %d", backend.ErrInvalid, scaleMinLabel, value, b.config.MaxReplicas)
+		return 0, fmt.Errorf("%w label %s: %.40q is not a number from 0 to %d, which is max_replicas", backend.ErrInvalid, label, value, b.config.MaxReplicas)
 	}
-	return max(1, n), nil
+	return n, nil
 }
 
 // plan turns a checked deployment into a launch. It may build a Python environment.
@@ -241,7 +262,8 @@ func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backe
 	if old != nil {
 		next = old.clone()
 	}
-	next.Spec, next.Replicas, next.CreatedAt = spec, max(least, next.Replicas), time.Now().UTC()
+	next.Spec, next.CreatedAt = spec, time.Now().UTC()
+	next.Replicas = min(max(least, next.Replicas), b.config.MaxReplicas) // which may be smaller than it was
 	next.drop(m.Version)
 	next.Versions = append(next.Versions, deployed{Model: m.Name, Version: m.Version, Spec: spec})
 	var annotations map[string]string

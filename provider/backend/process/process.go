@@ -63,7 +63,6 @@ const startsAtOnce = 4
 func Open(ctx context.Context, cfg *config.Config, db *bbolt.DB, models backend.Models) (*Backend, error) {
 	b := &Backend{
 		config:    cfg,
-		models:    models,
 		functions: map[backend.Ref]*function{},
 		journals:  map[backend.Ref]*journal{},
 		uids:      map[int]bool{},
@@ -80,11 +79,13 @@ func Open(ctx context.Context, cfg *config.Config, db *bbolt.DB, models backend.
 	if err := b.ensureDefaultNamespace(); err != nil {
 		return nil, err
 	}
+	b.models = heldModels{models, b.environments}
 	b.cgroups = openCgroups(b.shortName())
 	b.launcher = newLauncher()
 	if err := b.restore(); err != nil {
 		return nil, errors.Join(err, b.Close(ctx))
 	}
+	b.background.Go(b.environments.trim) // every function holds its own by now
 	return b, nil
 }
 
@@ -99,6 +100,9 @@ func (b *Backend) shortName() string {
 // checks that functions' users get where they must.
 func (b *Backend) prepareDirs(ctx context.Context) error {
 	id := builder(b.config.UIDRange)
+	if id.uid == 0 {
+		slog.Warn("the provider is not root: functions run as the provider's own user and are not kept apart", "uid", os.Geteuid())
+	}
 	if err := id.canReach(b.config.DataDir); err != nil {
 		return fmt.Errorf("data_dir cannot hold functions, which have users of their own: %w; choose another data_dir or open that directory with chmod o+x", err)
 	}
@@ -166,23 +170,6 @@ func (b *Backend) findFwatchdog(id identity, bin string) error {
 		found = copied
 	}
 	b.fwatchdog = found
-	return nil
-}
-
-// sweepEnvironments removes what was not finished.
-func sweepEnvironments(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if _, err := os.Stat(filepath.Join(path, completeMarker)); errors.Is(err, os.ErrNotExist) {
-			if err := os.RemoveAll(path); err != nil {
-				return err
-			}
-		}
-	}
 	return nil
 }
 

@@ -210,7 +210,7 @@ func TestListReturnsWhatWasDeployedAndNothingElse(t *testing.T) {
 
 func TestDeployRefuses(t *testing.T) {
 	b := newBench(t)
-	label := map[string]string{scaleMinLabel: "many"}
+	label := func(name, value string) *map[string]string { return &map[string]string{name: value} }
 	for name, change := range map[string]func(*types.FunctionDeployment){
 		"name":             func(s *types.FunctionDeployment) { s.Service = "Iris_1" },
 		"unknown image":    func(s *types.FunctionDeployment) { s.Image = "rose" },
@@ -221,7 +221,12 @@ func TestDeployRefuses(t *testing.T) {
 		"env with =":       func(s *types.FunctionDeployment) { s.EnvVars = map[string]string{"A=B": ""} },
 		"missing secret":   func(s *types.FunctionDeployment) { s.Secrets = []string{"key"} },
 		"secret traversal": func(s *types.FunctionDeployment) { s.Secrets = []string{"../key"} },
-		"scale label":      func(s *types.FunctionDeployment) { s.Labels = &label },
+		"scale label":      func(s *types.FunctionDeployment) { s.Labels = label(scaleMinLabel, "many") },
+		"too many at once": func(s *types.FunctionDeployment) { s.Labels = label(scaleMinLabel, "257") },
+		"too many later":   func(s *types.FunctionDeployment) { s.Labels = label(scaleMaxLabel, "257") },
+		"most below least": func(s *types.FunctionDeployment) {
+			s.Labels = &map[string]string{scaleMinLabel: "3", scaleMaxLabel: "2"}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := spec("iris")
@@ -361,8 +366,23 @@ func TestScaleKeepsTheProcessAndZeroStopsIt(t *testing.T) {
 	}
 	must(t, b.Scale(t.Context(), iris, 2))
 	b.mustCall(t, "/", "")
-	if err := b.Scale(t.Context(), iris, 1<<40); !errors.Is(err, backend.ErrInvalid) {
-		t.Errorf("scale beyond the limit: %v", err)
+	for _, n := range []uint64{257, 1 << 40} {
+		if err := b.Scale(t.Context(), iris, n); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "max_replicas is 256") {
+			t.Errorf("scale to %d: %v", n, err)
+		}
+	}
+}
+
+func TestUpdateObeysALowerMaxReplicas(t *testing.T) {
+	b := newBench(t)
+	must(t, b.Create(t.Context(), spec("iris")))
+	must(t, b.Scale(t.Context(), iris, 8))
+	b.config.MaxReplicas = 4
+	must(t, b.Update(t.Context(), spec("iris")))
+	s, err := b.Get(t.Context(), iris, false)
+	must(t, err)
+	if s.Replicas != 4 || s.AvailableReplicas != 4 {
+		t.Errorf("%+v", s)
 	}
 }
 

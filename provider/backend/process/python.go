@@ -74,8 +74,8 @@ type environments struct {
 	python python
 	id     identity // who builds: installing runs the packages' own code
 
-	mu    sync.Mutex
-	locks map[string]*sync.Mutex
+	mu   sync.Mutex
+	held map[string]*heldEnvironment // by digest; guarded by mu
 }
 
 const (
@@ -84,23 +84,21 @@ const (
 )
 
 // prepare returns the interpreter for the bundle: an environment's, or the plain one when the bundle
-// asks for no packages. progress gets a line at a time.
+// asks for no packages. progress gets a line at a time. The caller holds the model, and with it the
+// environment, for as long as it uses the interpreter.
 func (e *environments) prepare(ctx context.Context, bundle string, progress func(string)) (string, error) {
-	requirements, err := os.ReadFile(filepath.Join(bundle, requirementsFile))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !asksForPackages(requirements) {
+	requirements, digest, err := e.wanted(bundle)
+	if err != nil {
+		return "", err
+	}
+	if digest == "" {
 		return e.python.path, nil
 	}
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w", requirementsFile, err)
-	}
-	sum := sha256.New()
-	fmt.Fprintf(sum, "%s\n", e.python.tag)
-	sum.Write(requirements)
-	digest := hex.EncodeToString(sum.Sum(nil))[:32]
 	env := filepath.Join(e.dir, digest)
 	interpreter := filepath.Join(env, "bin", "python3")
 
-	lock := e.lock(digest)
+	lock := &e.hold(digest).building
+	defer e.letGo(digest)
 	lock.Lock()
 	defer lock.Unlock()
 	if _, err := os.Stat(filepath.Join(env, completeMarker)); err == nil {
@@ -115,16 +113,19 @@ func (e *environments) prepare(ctx context.Context, bundle string, progress func
 	return interpreter, nil
 }
 
-func (e *environments) lock(digest string) *sync.Mutex {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.locks == nil {
-		e.locks = map[string]*sync.Mutex{}
+// wanted returns the bundle's list and the name of its environment, "" when it asks for no packages.
+func (e *environments) wanted(bundle string) (requirements []byte, digest string, err error) {
+	requirements, err = os.ReadFile(filepath.Join(bundle, requirementsFile))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !asksForPackages(requirements) {
+		return nil, "", nil
 	}
-	if e.locks[digest] == nil {
-		e.locks[digest] = new(sync.Mutex)
+	if err != nil {
+		return nil, "", fmt.Errorf("read %s: %w", requirementsFile, err)
 	}
-	return e.locks[digest]
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s\n", e.python.tag)
+	sum.Write(requirements)
+	return requirements, hex.EncodeToString(sum.Sum(nil))[:32], nil
 }
 
 func asksForPackages(requirements []byte) bool {

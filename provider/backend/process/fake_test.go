@@ -2,6 +2,7 @@ package process
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 //	fail: TEXT    init fails with TEXT
 //	exit          ends before it is ready
 //	slow: MS      init takes so long
+//	while: TEXT   what is told meanwhile, instead of that init is running
 //
 // The path of a call says what to do with it; any other path gives the body back.
 func fakeFwatchdog() {
@@ -51,7 +53,7 @@ func fakeFwatchdog() {
 		switch {
 		case time.Now().Before(readyAt):
 			w.WriteHeader(http.StatusServiceUnavailable)
-			io.WriteString(w, `{"detail":"init is running"}`)
+			json.NewEncoder(w).Encode(map[string]string{"detail": cmp.Or(word("while"), "init is running")})
 		case word("fail") != "":
 			w.WriteHeader(http.StatusServiceUnavailable)
 			json.NewEncoder(w).Encode(map[string]string{"detail": word("fail")})

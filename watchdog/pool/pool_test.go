@@ -319,6 +319,36 @@ func TestResizeRefusesWhatCannotBe(t *testing.T) {
 	}
 }
 
+func TestFewerWorkersAreReadyWithoutTheOneThatHangs(t *testing.T) {
+	const oneHangs = `
+import os, time
+def born():
+    try:
+        os.mkdir("born")
+    except FileExistsError:
+        time.sleep(300)
+def init():
+    os.register_at_fork(after_in_child=born)
+def predict(request):
+    return request
+`
+	p := launchPool(t, oneHangs, nil)
+	for end := time.Now().Add(10 * time.Second); p.Stats().Ready < 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no worker came up")
+		}
+	}
+	if err := p.Ready(); err == nil {
+		t.Error("one of two workers is ready")
+	}
+	if err := p.Resize(context.Background(), 1); err != nil {
+		t.Error(err)
+	}
+	if got, err := ask(p, "there"); got != "there" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
 func TestDeathsAndBatchesAreCounted(t *testing.T) {
 	var crashes, timeouts atomic.Int64
 	p := newPool(t, script, func(c *Config) {

@@ -18,10 +18,11 @@ const stuckAfter = 10 * time.Millisecond
 // write would wait for ever.
 const flushInline = 32 << 10
 
-// worker is a process and the calls it has. Everything but proc is guarded by the pool's lock.
+// worker is a process and the calls it has. Everything below proc is guarded by the pool's lock.
 type worker struct {
-	pool *Pool
-	proc *runner.Worker
+	pool   *Pool
+	zygote *runner.Zygote
+	proc   *runner.Worker
 
 	sent      []*Call // in the order they were sent, which is the order they are answered in
 	sentBytes int
@@ -274,7 +275,7 @@ func (w *worker) answered(h wire.Header, payload []byte) {
 		p.queue.pushFront(c)
 		return
 	}
-	p.crashes = 0
+	p.crashes, p.answered = 0, true
 	took := time.Duration(h.Elapsed)
 	p.pace.measured(took)
 	switch h.Kind {
@@ -385,8 +386,8 @@ func (w *worker) buried(reason string) {
 		return
 	}
 	p.restarts++
-	if !w.timedOut {
-		p.crashes++
+	if !w.timedOut && !w.zygote.Ended() { // those that die with it are one death, which keepZygote counts
+		p.died("after", reason)
 	}
 	if p.cfg.Metrics.WorkerDeath != nil {
 		cause := "crash"

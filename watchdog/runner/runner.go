@@ -269,6 +269,13 @@ func (z *Zygote) Runtime() string { return z.greeting.Runtime }
 // Done is closed when the zygote is gone, and with it all its workers.
 func (z *Zygote) Done() <-chan struct{} { return z.done }
 
+// Ended reports whether the zygote is gone. A worker that ended with it says so no earlier than this.
+func (z *Zygote) Ended() bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.ended
+}
+
 // Pid of the zygote.
 func (z *Zygote) Pid() int { return z.cmd.Process.Pid }
 

@@ -504,6 +504,39 @@ func TestWatchdogSigkilledLeavesNothing(t *testing.T) {
 	}
 }
 
+// A killed watchdog cannot remove its folders; the next one in the same place does.
+func TestWatchdogRemovesTheFoldersOfAKilledOne(t *testing.T) {
+	t.Parallel()
+	shared := t.TempDir()
+	settings := []string{"TMPDIR=" + shared, "suppress_lock=true"}
+	folders := func() []string {
+		found, _ := filepath.Glob(filepath.Join(shared, "fwatchdog-*"))
+		return found
+	}
+	living := start(t, faults(t), settings...)
+	theirs := folders()
+	killed := start(t, faults(t), settings...)
+	if n := len(folders()); n != 2*len(theirs) || n == 0 {
+		t.Fatalf("two watchdogs have %d folders, one %d", n, len(theirs))
+	}
+	_ = killed.cmd.Process.Kill()
+	_ = killed.awaitEnd(10 * time.Second)
+	if n := len(folders()); n != 2*len(theirs) {
+		t.Fatalf("%d folders after a kill that can remove none", n)
+	}
+	next := start(t, faults(t), settings...)
+	if n := len(folders()); n != 2*len(theirs) {
+		t.Errorf("%d folders for two watchdogs: %v", n, folders())
+	}
+	living.wantBody("x", living.post("echo x"))
+	_ = next.terminate(10 * time.Second)
+	if left := folders(); !slices.Equal(left, theirs) {
+		t.Errorf("the living one's folders are %v, were %v", left, theirs)
+	}
+	living.wantStatus(http.StatusBadGateway, living.post("exit 1"))
+	living.wantBody("forked", living.post("echo forked"))
+}
+
 func TestWatchdogServesAModelWhoseInitClosedItsStreams(t *testing.T) {
 	t.Parallel()
 	w := start(t, bundle(t, map[string]string{"main.py": "import os, sys\ndef init():\n    sys.stdout.close()\n    sys.stderr = None\n    os.close(0)\n    os.close(1)\ndef predict(r): return r\n"}))

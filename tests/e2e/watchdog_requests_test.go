@@ -312,6 +312,91 @@ func TestWatchdogAnswersEverythingAcceptedAfterSIGTERM(t *testing.T) {
 	})
 }
 
+func TestWatchdogLeavesAtOnceOnSIGINT(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		signals []os.Signal
+	}{
+		{"alone", []os.Signal{syscall.SIGINT}},
+		{"while it waits after SIGTERM", []os.Signal{syscall.SIGTERM, syscall.SIGINT}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, faults(t), "healthcheck_interval=60s")
+			went := make(chan answer)
+			go func() { went <- w.post("note slow 0.7") }()
+			w.eventually(5*time.Second, "in predict", func() bool { return len(w.lines("notes")) == 1 })
+			for n, s := range c.signals {
+				if n > 0 {
+					w.eventually(5*time.Second, "unhealthy", func() bool { return w.get("/_/health").status == http.StatusServiceUnavailable })
+				}
+				_ = w.cmd.Process.Signal(s)
+			}
+			if err := w.awaitEnd(10 * time.Second); err != nil {
+				t.Errorf("left with %v", err)
+			}
+			w.wantStatus(http.StatusOK, <-went)
+			w.awaitGone(time.Second)
+		})
+	}
+}
+
+func TestWatchdogTellsItsHealthToAnExecProbe(t *testing.T) {
+	t.Parallel()
+	w := launch(t, faults(t), "healthcheck_interval=60s")
+	healthcheck := func() int {
+		cmd := exec.Command(built.fwatchdog, "-run-healthcheck")
+		cmd.Env = []string{"TMPDIR=" + w.dir}
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); (code != 0) != strings.Contains(string(out), w.path(".lock")) {
+			t.Errorf("exit code %d with %q", code, out)
+		}
+		return cmd.ProcessState.ExitCode()
+	}
+	w.awaitReady()
+	if code := healthcheck(); code != 0 {
+		t.Errorf("healthy, and the exit code is %d", code)
+	}
+	_ = w.cmd.Process.Signal(syscall.SIGTERM)
+	w.eventually(5*time.Second, "unhealthy", func() bool { return healthcheck() == 1 })
+	w.wantBody("still served", w.post("echo still served"))
+	_ = w.cmd.Process.Signal(syscall.SIGINT)
+	_ = w.awaitEnd(10 * time.Second)
+
+	removed := start(t, faults(t))
+	if err := os.Remove(removed.path(".lock")); err != nil {
+		t.Error(err)
+	}
+	removed.wantStatus(http.StatusServiceUnavailable, removed.get("/_/health"))
+
+	without := start(t, faults(t), "suppress_lock=true")
+	if _, err := os.Stat(without.path(".lock")); !os.IsNotExist(err) {
+		t.Errorf("there is a lock file in spite of suppress_lock: %v", err)
+	}
+	without.wantStatus(http.StatusOK, without.get("/_/health"))
+}
+
+func TestWatchdogAnswersReadyPathAsItsOwn(t *testing.T) {
+	t.Parallel()
+	slow := map[string]string{"main.py": "import time\ndef init(): time.sleep(0.5)\n" + echoModel}
+	w := launch(t, bundle(t, slow), "ready_path=/probes/ready")
+	w.eventually(10*time.Second, "listening", func() bool { return w.get("/_/health").status == http.StatusOK })
+	if d := w.wantStatus(http.StatusServiceUnavailable, w.get("/probes/ready")).problem(t).Detail; d != "init is running" {
+		t.Errorf("detail is %q", d)
+	}
+	w.awaitReady()
+	own, given := w.get("/_/ready"), w.get("/probes/ready")
+	if given.status != own.status || given.body != own.body || given.body == "" {
+		t.Errorf("ready_path got %s, /_/ready %s", given, own)
+	}
+	req, _ := http.NewRequest(http.MethodPost, "http://f/probes/ready", strings.NewReader("x"))
+	w.wantStatus(http.StatusMethodNotAllowed, w.do(req))
+	for _, path := range []string{"/probes/ready/", "/probes"} { // these are the model's
+		req, _ := http.NewRequest(http.MethodPost, "http://f"+path, strings.NewReader("x"))
+		w.wantBody("x", w.do(req))
+	}
+}
+
 func (w *watchdog) metrics() string {
 	resp, err := w.admin.Get("http://a/metrics")
 	if err != nil {

@@ -397,6 +397,48 @@ func TestWatchdogAnswersReadyPathAsItsOwn(t *testing.T) {
 	}
 }
 
+func TestWatchdogTakesTheExtremesOfXTimeout(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t), "exec_timeout=0s")
+	for n := range 200 {
+		w.wantStatus(http.StatusGatewayTimeout, w.post(fmt.Sprintf("note %d 0", n), "X-Timeout: 1ns"))
+	}
+	stream := w.streamed(w.post(`"note row 0"`+"\n"+`"note row 0"`+"\n", ndjson, "X-Timeout: 1ns"))
+	if len(stream) != 2 || !strings.Contains(stream[0], `"status":504`) || !strings.Contains(stream[1], `"status":504`) {
+		t.Errorf("rows whose time was over got %q", stream)
+	}
+	if got := w.lines("notes"); len(got) != 0 {
+		t.Errorf("predict saw %d requests whose time was over before", len(got))
+	}
+	if restarts := w.metrics(); !strings.Contains(restarts, "fwatchdog_worker_restarts{") || strings.Contains(restarts, `cause="timeout"`) {
+		t.Error("a worker was killed for a request that it never had")
+	}
+	const longest = "2562047h47m16.854775807s"
+	w.wantBody("x", w.post("echo x", "X-Timeout: "+longest))
+	for _, refused := range []string{"2562047h47m16.854775808s", "0.1ns", "-" + longest, "1e9s", "NaN"} {
+		w.wantStatus(http.StatusBadRequest, w.post("echo x", "X-Timeout: "+refused))
+	}
+}
+
+// Batches are put together from the queue too.
+func TestWatchdogPutsNothingIntoABatchWhoseTimeIsOver(t *testing.T) {
+	t.Parallel()
+	w := start(t, bundle(t, map[string]string{"main.py": `import os
+def predict(request):
+    open(os.environ["NOTES"], "a").write(request + "\n")
+    return request
+def predict_batch(requests):
+    return [predict(r) for r in requests]
+`}))
+	for range 50 {
+		w.wantStatus(http.StatusGatewayTimeout, w.post("late", "X-Timeout: 1ns"))
+	}
+	w.wantBody("timely", w.post("timely"))
+	if got := w.lines("notes"); len(got) != 1 {
+		t.Errorf("predict saw %v", got)
+	}
+}
+
 func (w *watchdog) metrics() string {
 	resp, err := w.admin.Get("http://a/metrics")
 	if err != nil {

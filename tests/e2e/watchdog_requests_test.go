@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -395,6 +396,41 @@ func TestWatchdogAnswersReadyPathAsItsOwn(t *testing.T) {
 		req, _ := http.NewRequest(http.MethodPost, "http://f"+path, strings.NewReader("x"))
 		w.wantBody("x", w.do(req))
 	}
+}
+
+// A queue of small requests may be long; one of large bodies must not be what runs out of memory.
+func TestWatchdogRefusesBodiesBeyondWhatMayWait(t *testing.T) {
+	t.Parallel()
+	const largest, most = 4000, 16
+	w := start(t, faults(t), "workers=1", fmt.Sprintf("max_body_bytes=%d", largest))
+	body := func(seconds string) string {
+		request := "note x " + seconds + " "
+		return request + strings.Repeat("x", largest-len(request))
+	}
+	for round := range 2 { // what was refused and what was answered gave back what they held
+		answers := make(chan answer, most)
+		go func() { answers <- w.post(body("1.5")) }()
+		w.eventually(5*time.Second, "in predict", func() bool { return len(w.lines("notes")) == 1+round*most })
+		for range most - 1 {
+			go func() { answers <- w.post(body("0")) }()
+		}
+		w.eventually(5*time.Second, "full", func() bool {
+			return regexp.MustCompile(fmt.Sprintf(`(?m)^fwatchdog_queue_length{.*} %d$`, most-1)).MatchString(w.metrics())
+		})
+		refused := w.wantStatus(http.StatusTooManyRequests, w.post("echo x"))
+		if d := refused.problem(t).Detail; d != "too many request bodies wait already" || refused.header.Get("Retry-After") == "" {
+			t.Errorf("refused by %s, Retry-After %q", refused, refused.header.Get("Retry-After"))
+		}
+		for range 2 * most {
+			w.wantStatus(http.StatusTooManyRequests, w.post(body("0")))
+			chunked, _ := http.NewRequest(http.MethodPost, "http://f/", io.MultiReader(strings.NewReader(body("0"))))
+			w.wantStatus(http.StatusTooManyRequests, w.do(chunked))
+		}
+		for range most {
+			w.wantStatus(http.StatusOK, <-answers)
+		}
+	}
+	w.wantBody("x", w.post("echo x"))
 }
 
 func TestWatchdogTakesTheExtremesOfXTimeout(t *testing.T) {

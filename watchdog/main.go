@@ -18,6 +18,7 @@ import (
 	"github.com/faas-predict/faas-predict/watchdog/model"
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
+	"github.com/faas-predict/faas-predict/watchdog/scratch"
 	"github.com/faas-predict/faas-predict/watchdog/server"
 )
 
@@ -100,12 +101,12 @@ PATH is a directory or a zip. Settings are environment variables:
 
 // load opens a bundle; cleanup removes what a zip was unpacked to.
 func load(path string) (bundle *model.Bundle, cleanup func(), err error) {
-	scratch, err := os.MkdirTemp("", "fwatchdog-bundle-")
+	folder, err := scratch.New("bundle")
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a directory to unpack to: %w", err)
+		return nil, nil, err
 	}
-	cleanup = func() { _ = os.RemoveAll(scratch) }
-	if bundle, err = model.Load(context.Background(), path, scratch, model.DefaultLimits); err != nil {
+	cleanup = folder.Remove
+	if bundle, err = model.Load(context.Background(), path, folder.Path, model.DefaultLimits); err != nil {
 		cleanup()
 		return nil, nil, err
 	}
@@ -122,6 +123,10 @@ func leaveCores() {
 }
 
 func serve(settings server.Settings) error {
+	logs := server.StdLogs(settings)
+	if n := scratch.Sweep(); n > 0 {
+		logs.Logger.Info("removed what a killed watchdog left in the temporary directory", "folders", n)
+	}
 	bundle, cleanup, err := load(settings.ModelPath)
 	if err != nil {
 		return err
@@ -146,7 +151,7 @@ func serve(settings server.Settings) error {
 			stop()
 		}
 	}()
-	return server.Run(ctx, settings, bundle, server.StdLogs(settings), interrupted.Load)
+	return server.Run(ctx, settings, bundle, logs, interrupted.Load)
 }
 
 func printVersion(b *model.Bundle) error {

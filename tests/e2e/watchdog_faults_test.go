@@ -325,6 +325,93 @@ func TestWatchdogStartsTheRunnerAgainWhenItDies(t *testing.T) {
 	w.eventually(3*time.Second, "down to its processes", func() bool { return len(w.processes()) == 4 })
 }
 
+// Whether a model that was ready once can be made ready again is not for the watchdog to decide.
+func TestWatchdogRetriesAFailingInitAfterTheRunnerDied(t *testing.T) {
+	const code = `import os, time
+def init():
+    open(os.environ['INIT_LOG'], 'a').write(f'{time.time()}\n')
+    if os.path.exists(os.environ['NOTES']): raise ValueError('weights are gone')
+def predict(r): return f'{os.getppid()}'
+`
+	for _, method := range []string{"fork", "spawn"} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, bundle(t, map[string]string{"main.py": code}), "start_method="+method, "workers=1")
+			zygote, _ := strconv.Atoi(w.post("").body)
+			if err := os.WriteFile(w.path("notes"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_ = syscall.Kill(zygote, syscall.SIGKILL)
+			w.eventually(20*time.Second, "tried eight times", func() bool { return w.inits() >= 9 })
+			ready := w.wantStatus(http.StatusServiceUnavailable, w.get("/_/ready"))
+			for said, where := range map[string]string{"/_/ready": ready.problem(t).Detail, "the log": w.stderr.String()} {
+				if !strings.Contains(where, "in init") || !strings.Contains(where, "ValueError: weights are gone") {
+					t.Errorf("%s does not tell the traceback: %s", said, where)
+				}
+			}
+			times := w.lines("init.log")
+			before, _ := strconv.ParseFloat(times[7], 64)
+			last, _ := strconv.ParseFloat(times[8], 64)
+			if last-before < 0.16 {
+				t.Errorf("the eighth try came %.3f s after the seventh", last-before)
+			}
+			if err := os.Remove(w.path("notes")); err != nil {
+				t.Fatal(err)
+			}
+			w.awaitReady()
+			w.wantStatus(http.StatusOK, w.post(""))
+		})
+	}
+}
+
+// Under fork nothing but the worker's death tells that the model does not survive it.
+func TestWatchdogGivesUpOnWorkersThatNeverComeUp(t *testing.T) {
+	const afterFork = "import os, signal, time\ndef born():\n    %s\ndef init():\n    os.register_at_fork(after_in_child=born)\ndef predict(r): return r\n"
+	for _, c := range []struct{ name, born, workers, detail string }{
+		{"before they are up", "os._exit(7)", "1", "workers die before they are up: the process ended: exit code 7"},
+		{"and take the runner along", "os.kill(os.getppid(), 9)", "1", "the runner died"},
+		// One of them hangs, so that they are never up together; the other dies a little later.
+		{"after they are up", `try:
+        os.mkdir(os.environ["NOTES"])
+    except FileExistsError:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+    else:
+        time.sleep(300)`, "2", "workers die after they are up: killed by signal 14"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := launch(t, bundle(t, map[string]string{"main.py": fmt.Sprintf(afterFork, c.born)}), "workers="+c.workers)
+			w.eventually(20*time.Second, "telling", func() bool {
+				a := w.get("/_/ready")
+				return a.status == http.StatusServiceUnavailable && strings.Contains(a.body, c.detail) && strings.Contains(a.body, " in a row")
+			})
+			err := w.awaitEnd(40 * time.Second)
+			if w.cmd.ProcessState.ExitCode() != 1 {
+				t.Errorf("left with %v, not exit code 1", err)
+			}
+			lines := strings.Split(strings.TrimSpace(w.stderr.String()), "\n")
+			if last := lines[len(lines)-1]; !strings.HasPrefix(last, "fwatchdog: init failed: "+c.detail) {
+				t.Errorf("the last line is %q", last)
+			}
+		})
+	}
+}
+
+// The workers that go with the runner are one death; counted each, a dozen would cost a pause of seconds.
+func TestWatchdogIsBackAtOnceWhenTheRunnerOfManyWorkersDies(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t), "workers=16")
+	_, zygote, _ := strings.Cut(w.post("pid").body, " ")
+	pid, _ := strconv.Atoi(zygote)
+	began := time.Now()
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	w.eventually(10*time.Second, "initialised again", func() bool { return w.inits() == 2 })
+	w.awaitReady()
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("back after %s", took)
+	}
+}
+
 // A model that dies on every request must not eat the machine, and must say so.
 func TestWatchdogBacksOffFromACrashLoop(t *testing.T) {
 	t.Parallel()
@@ -415,6 +502,39 @@ func TestWatchdogSigkilledLeavesNothing(t *testing.T) {
 			w.awaitGone(1500 * time.Millisecond)
 		})
 	}
+}
+
+// A killed watchdog cannot remove its folders; the next one in the same place does.
+func TestWatchdogRemovesTheFoldersOfAKilledOne(t *testing.T) {
+	t.Parallel()
+	shared := t.TempDir()
+	settings := []string{"TMPDIR=" + shared, "suppress_lock=true"}
+	folders := func() []string {
+		found, _ := filepath.Glob(filepath.Join(shared, "fwatchdog-*"))
+		return found
+	}
+	living := start(t, faults(t), settings...)
+	theirs := folders()
+	killed := start(t, faults(t), settings...)
+	if n := len(folders()); n != 2*len(theirs) || n == 0 {
+		t.Fatalf("two watchdogs have %d folders, one %d", n, len(theirs))
+	}
+	_ = killed.cmd.Process.Kill()
+	_ = killed.awaitEnd(10 * time.Second)
+	if n := len(folders()); n != 2*len(theirs) {
+		t.Fatalf("%d folders after a kill that can remove none", n)
+	}
+	next := start(t, faults(t), settings...)
+	if n := len(folders()); n != 2*len(theirs) {
+		t.Errorf("%d folders for two watchdogs: %v", n, folders())
+	}
+	living.wantBody("x", living.post("echo x"))
+	_ = next.terminate(10 * time.Second)
+	if left := folders(); !slices.Equal(left, theirs) {
+		t.Errorf("the living one's folders are %v, were %v", left, theirs)
+	}
+	living.wantStatus(http.StatusBadGateway, living.post("exit 1"))
+	living.wantBody("forked", living.post("echo forked"))
 }
 
 func TestWatchdogServesAModelWhoseInitClosedItsStreams(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -310,6 +311,168 @@ func TestWatchdogAnswersEverythingAcceptedAfterSIGTERM(t *testing.T) {
 		}
 		w.awaitGone(time.Second)
 	})
+}
+
+func TestWatchdogLeavesAtOnceOnSIGINT(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		signals []os.Signal
+	}{
+		{"alone", []os.Signal{syscall.SIGINT}},
+		{"while it waits after SIGTERM", []os.Signal{syscall.SIGTERM, syscall.SIGINT}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, faults(t), "healthcheck_interval=60s")
+			went := make(chan answer)
+			go func() { went <- w.post("note slow 0.7") }()
+			w.eventually(5*time.Second, "in predict", func() bool { return len(w.lines("notes")) == 1 })
+			for n, s := range c.signals {
+				if n > 0 {
+					w.eventually(5*time.Second, "unhealthy", func() bool { return w.get("/_/health").status == http.StatusServiceUnavailable })
+				}
+				_ = w.cmd.Process.Signal(s)
+			}
+			if err := w.awaitEnd(10 * time.Second); err != nil {
+				t.Errorf("left with %v", err)
+			}
+			w.wantStatus(http.StatusOK, <-went)
+			w.awaitGone(time.Second)
+		})
+	}
+}
+
+func TestWatchdogTellsItsHealthToAnExecProbe(t *testing.T) {
+	t.Parallel()
+	w := launch(t, faults(t), "healthcheck_interval=60s")
+	healthcheck := func() int {
+		cmd := exec.Command(built.fwatchdog, "-run-healthcheck")
+		cmd.Env = []string{"TMPDIR=" + w.dir}
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); (code != 0) != strings.Contains(string(out), w.path(".lock")) {
+			t.Errorf("exit code %d with %q", code, out)
+		}
+		return cmd.ProcessState.ExitCode()
+	}
+	w.awaitReady()
+	if code := healthcheck(); code != 0 {
+		t.Errorf("healthy, and the exit code is %d", code)
+	}
+	_ = w.cmd.Process.Signal(syscall.SIGTERM)
+	w.eventually(5*time.Second, "unhealthy", func() bool { return healthcheck() == 1 })
+	w.wantBody("still served", w.post("echo still served"))
+	_ = w.cmd.Process.Signal(syscall.SIGINT)
+	_ = w.awaitEnd(10 * time.Second)
+
+	removed := start(t, faults(t))
+	if err := os.Remove(removed.path(".lock")); err != nil {
+		t.Error(err)
+	}
+	removed.wantStatus(http.StatusServiceUnavailable, removed.get("/_/health"))
+
+	without := start(t, faults(t), "suppress_lock=true")
+	if _, err := os.Stat(without.path(".lock")); !os.IsNotExist(err) {
+		t.Errorf("there is a lock file in spite of suppress_lock: %v", err)
+	}
+	without.wantStatus(http.StatusOK, without.get("/_/health"))
+}
+
+func TestWatchdogAnswersReadyPathAsItsOwn(t *testing.T) {
+	t.Parallel()
+	slow := map[string]string{"main.py": "import time\ndef init(): time.sleep(0.5)\n" + echoModel}
+	w := launch(t, bundle(t, slow), "ready_path=/probes/ready")
+	w.eventually(10*time.Second, "listening", func() bool { return w.get("/_/health").status == http.StatusOK })
+	if d := w.wantStatus(http.StatusServiceUnavailable, w.get("/probes/ready")).problem(t).Detail; d != "init is running" {
+		t.Errorf("detail is %q", d)
+	}
+	w.awaitReady()
+	own, given := w.get("/_/ready"), w.get("/probes/ready")
+	if given.status != own.status || given.body != own.body || given.body == "" {
+		t.Errorf("ready_path got %s, /_/ready %s", given, own)
+	}
+	req, _ := http.NewRequest(http.MethodPost, "http://f/probes/ready", strings.NewReader("x"))
+	w.wantStatus(http.StatusMethodNotAllowed, w.do(req))
+	for _, path := range []string{"/probes/ready/", "/probes"} { // these are the model's
+		req, _ := http.NewRequest(http.MethodPost, "http://f"+path, strings.NewReader("x"))
+		w.wantBody("x", w.do(req))
+	}
+}
+
+// A queue of small requests may be long; one of large bodies must not be what runs out of memory.
+func TestWatchdogRefusesBodiesBeyondWhatMayWait(t *testing.T) {
+	t.Parallel()
+	const largest, most = 4000, 16
+	w := start(t, faults(t), "workers=1", fmt.Sprintf("max_body_bytes=%d", largest))
+	body := func(seconds string) string {
+		request := "note x " + seconds + " "
+		return request + strings.Repeat("x", largest-len(request))
+	}
+	for round := range 2 { // what was refused and what was answered gave back what they held
+		answers := make(chan answer, most)
+		go func() { answers <- w.post(body("1.5")) }()
+		w.eventually(5*time.Second, "in predict", func() bool { return len(w.lines("notes")) == 1+round*most })
+		for range most - 1 {
+			go func() { answers <- w.post(body("0")) }()
+		}
+		w.eventually(5*time.Second, "full", func() bool {
+			return regexp.MustCompile(fmt.Sprintf(`(?m)^fwatchdog_queue_length{.*} %d$`, most-1)).MatchString(w.metrics())
+		})
+		refused := w.wantStatus(http.StatusTooManyRequests, w.post("echo x"))
+		if d := refused.problem(t).Detail; d != "too many request bodies wait already" || refused.header.Get("Retry-After") == "" {
+			t.Errorf("refused by %s, Retry-After %q", refused, refused.header.Get("Retry-After"))
+		}
+		for range 2 * most {
+			w.wantStatus(http.StatusTooManyRequests, w.post(body("0")))
+			chunked, _ := http.NewRequest(http.MethodPost, "http://f/", io.MultiReader(strings.NewReader(body("0"))))
+			w.wantStatus(http.StatusTooManyRequests, w.do(chunked))
+		}
+		for range most {
+			w.wantStatus(http.StatusOK, <-answers)
+		}
+	}
+	w.wantBody("x", w.post("echo x"))
+}
+
+func TestWatchdogTakesTheExtremesOfXTimeout(t *testing.T) {
+	t.Parallel()
+	w := start(t, faults(t), "exec_timeout=0s")
+	for n := range 200 {
+		w.wantStatus(http.StatusGatewayTimeout, w.post(fmt.Sprintf("note %d 0", n), "X-Timeout: 1ns"))
+	}
+	stream := w.streamed(w.post(`"note row 0"`+"\n"+`"note row 0"`+"\n", ndjson, "X-Timeout: 1ns"))
+	if len(stream) != 2 || !strings.Contains(stream[0], `"status":504`) || !strings.Contains(stream[1], `"status":504`) {
+		t.Errorf("rows whose time was over got %q", stream)
+	}
+	if got := w.lines("notes"); len(got) != 0 {
+		t.Errorf("predict saw %d requests whose time was over before", len(got))
+	}
+	if restarts := w.metrics(); !strings.Contains(restarts, "fwatchdog_worker_restarts{") || strings.Contains(restarts, `cause="timeout"`) {
+		t.Error("a worker was killed for a request that it never had")
+	}
+	const longest = "2562047h47m16.854775807s"
+	w.wantBody("x", w.post("echo x", "X-Timeout: "+longest))
+	for _, refused := range []string{"2562047h47m16.854775808s", "0.1ns", "-" + longest, "1e9s", "NaN"} {
+		w.wantStatus(http.StatusBadRequest, w.post("echo x", "X-Timeout: "+refused))
+	}
+}
+
+// Batches are put together from the queue too.
+func TestWatchdogPutsNothingIntoABatchWhoseTimeIsOver(t *testing.T) {
+	t.Parallel()
+	w := start(t, bundle(t, map[string]string{"main.py": `import os
+def predict(request):
+    open(os.environ["NOTES"], "a").write(request + "\n")
+    return request
+def predict_batch(requests):
+    return [predict(r) for r in requests]
+`}))
+	for range 50 {
+		w.wantStatus(http.StatusGatewayTimeout, w.post("late", "X-Timeout: 1ns"))
+	}
+	w.wantBody("timely", w.post("timely"))
+	if got := w.lines("notes"); len(got) != 1 {
+		t.Errorf("predict saw %v", got)
+	}
 }
 
 func (w *watchdog) metrics() string {

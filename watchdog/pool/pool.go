@@ -57,8 +57,11 @@ type Pool struct {
 	idle     chan struct{} // closed when draining and nothing is in flight
 	changed  chan struct{} // closed and replaced when the set of workers changes
 	notReady string        // why calls are refused; "" when they are taken
+	served   bool          // calls have been taken since the start
+	answered bool          // by the zygote's workers: it is no longer on trial
 	failed   error         // init failed for good
 	crashes  int           // deaths in a row without an answer between them
+	lastEnd  string        // how the last of them ended
 	restarts uint64
 	alarm    chan struct{}
 }
@@ -87,7 +90,7 @@ func (p *Pool) Ready() error {
 	case p.notReady != "":
 		return &NotReadyError{p.notReady}
 	case len(p.workers) == 0:
-		return &NotReadyError{fmt.Sprintf("no worker is up: %d died in a row", p.crashes)}
+		return &NotReadyError{fmt.Sprintf("no worker is up: %d died in a row, the last: %s", p.crashes, p.lastEnd)}
 	case p.queue.length >= p.cfg.QueueDepth:
 		return ErrFull
 	}
@@ -332,45 +335,73 @@ func crashPause(crashes int) time.Duration {
 	return min(firstPause<<min(crashes-freeCrashes-1, 16), longestPause)
 }
 
+// lastStart is how many starts in a row may fail before a model that was never ready counts as one
+// whose init failed. Workers beyond the first are started beside it and add one each, so that every
+// one of them is tried again after a pause.
+const lastStart = 10
+
 // keepZygote starts the runner, and starts it again if it dies.
 func (p *Pool) keepZygote() {
 	defer p.run.Done()
-	for attempt := 0; p.ctx.Err() == nil; attempt++ {
-		if !p.pause(crashPause(attempt)) {
-			return
-		}
+	for attempt := 1; p.pause(crashPause(attempt - 1)); attempt++ {
 		z, err := runner.Start(p.ctx, p.cfg.Runner)
-		if err == nil && p.cfg.Runner.StartMethod == model.StartFork {
-			attempt = 0
-		}
 		if err != nil {
-			if p.ctx.Err() != nil {
+			if p.ctx.Err() != nil || !p.startAgain(attempt, err) {
 				return
 			}
-			var init *runner.InitError
-			if p.refuse(err.Error()); errors.As(err, &init) && p.Stats().Restarts == 0 {
-				p.fail(err)
-				return
-			}
-			p.cfg.Logger.Error("the runner did not start", "error", err)
 			continue
 		}
 		p.mu.Lock()
-		p.zygote = z
+		p.zygote, p.answered = z, false
 		p.balance()
 		p.mu.Unlock()
 		select {
 		case <-z.Done():
-			p.refuse("the runner died and is being started again")
-			p.cfg.Logger.Error("the runner died; starting it again, init included")
 			p.mu.Lock()
 			p.zygote = nil
 			p.restarts++
+			if p.answered {
+				attempt = 1
+			}
 			p.mu.Unlock()
+			again := p.startAgain(attempt, errRunnerDied)
+			z.Close()
+			if !again {
+				return
+			}
 		case <-p.ctx.Done():
+			z.Close()
 		}
-		z.Close()
 	}
+}
+
+var errRunnerDied = errors.New("the runner died")
+
+// startAgain makes calls end with the reason why there is no runner, and reports whether to try again:
+// a model that was ready once always is, one that never was is not when its init fails.
+func (p *Pool) startAgain(attempt int, err error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failed != nil {
+		return false
+	}
+	var init *runner.InitError
+	reason := err.Error()
+	if !errors.As(err, &init) {
+		reason = fmt.Sprintf("%v, %d in a row", err, attempt)
+	}
+	switch {
+	case p.served:
+	case init != nil:
+		p.failed = err
+	case attempt >= lastStart:
+		p.failed = &runner.InitError{Detail: reason}
+	}
+	if p.refuse(reason); p.failed == nil {
+		p.cfg.Logger.Error("there is no runner; it is started again, init included", "error", err, "in_a_row", attempt)
+	}
+	p.announce()
+	return p.failed == nil
 }
 
 // pause blocks for d, or until the pool closes: then it returns false.
@@ -386,30 +417,46 @@ func (p *Pool) pause(d time.Duration) bool {
 	}
 }
 
-// refuse makes calls end with a reason, those that wait included.
+// refuse makes calls end with a reason, those that wait included. The lock is held.
 func (p *Pool) refuse(reason string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.notReady = reason
 	for p.queue.head != nil {
 		c := p.queue.head
 		p.queue.remove(c)
 		p.settle(c, nil, &NotReadyError{reason}, 0)
 	}
-	p.announce()
 }
 
-func (p *Pool) fail(err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.failed = err
-	p.announce()
-}
-
-// balance forks the workers that are missing and retires those too many. The lock is held.
-func (p *Pool) balance() {
-	if p.zygote == nil || p.ctx.Err() != nil {
+// died counts the death of a worker that was not killed for a deadline. Until the workers are up
+// together it is the reason why calls are refused, and too many of them are a failed init. when is
+// "before" or "after" the worker was up. The lock is held.
+func (p *Pool) died(when, end string) {
+	p.crashes++
+	p.lastEnd = end
+	if p.notReady == "" || p.failed != nil {
 		return
+	}
+	p.notReady = fmt.Sprintf("workers die %s they are up: %s, %d in a row", when, end, p.crashes)
+	if !p.served && p.crashes >= lastStart+p.target-1 {
+		p.failed = &runner.InitError{Detail: p.notReady}
+	}
+}
+
+// balance forks the workers that are missing, retires those too many, and takes calls once all are up.
+// The lock is held.
+func (p *Pool) balance() {
+	if p.zygote == nil || p.failed != nil || p.ctx.Err() != nil {
+		return
+	}
+	up := 0
+	for _, w := range p.workers {
+		if w.zygote == p.zygote { // and not one that goes with the zygote before
+			up++
+		}
+	}
+	if p.notReady != "" && up >= p.target {
+		p.notReady, p.served = "", true
+		p.announce()
 	}
 	for len(p.workers)+p.forking < p.target {
 		p.forking++
@@ -436,32 +483,40 @@ func (p *Pool) fork(z *runner.Zygote, after time.Duration) {
 	defer p.mu.Unlock()
 	p.forking--
 	if err != nil {
-		var init *runner.InitError
 		switch {
-		case p.ctx.Err() != nil, p.zygote != z:
+		case p.ctx.Err() != nil:
+		case p.zygote != z:
 			p.balance() // for the zygote that came after: it counted this fork as under way
-		case errors.As(err, &init) && p.cfg.Runner.StartMethod == model.StartSpawn && p.notReady != "":
-			// Under spawn init runs here, and this was the first: it will not do better next time.
-			p.notReady, p.failed = err.Error(), err
-			p.announce()
+		case z.Ended(): // and the next one forks
 		default:
-			p.crashes++
-			p.cfg.Logger.Error("a worker did not start", "error", err, "in_a_row", p.crashes)
-			p.announce()
-			p.balance()
+			p.unborn(err)
 		}
 		return
 	}
-	w := &worker{pool: p, proc: proc}
+	w := &worker{pool: p, zygote: z, proc: proc}
 	p.run.Add(1)
 	go w.read()
 	p.workers = append(p.workers, w)
-	if p.notReady != "" && len(p.workers) >= p.target {
-		p.notReady = ""
-	}
 	p.announce()
 	p.balance() // the target may have moved meanwhile
 	p.feed()
+}
+
+// unborn sees to the place of a worker that did not come up. The lock is held.
+func (p *Pool) unborn(err error) {
+	var init *runner.InitError
+	end := err.Error()
+	if errors.As(err, &init) {
+		end = init.Detail
+		if p.cfg.Runner.StartMethod == model.StartSpawn && !p.served && p.failed == nil {
+			// Under spawn init runs here, and this was the first: it will not do better next time.
+			p.notReady, p.failed = err.Error(), err
+		}
+	}
+	p.died("before", end)
+	p.cfg.Logger.Error("a worker did not start", "error", end, "in_a_row", p.crashes)
+	p.announce()
+	p.balance()
 }
 
 // monitorEvery is how often deadlines and stuck workers are looked for while calls are under way.

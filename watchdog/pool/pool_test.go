@@ -319,6 +319,116 @@ func TestResizeRefusesWhatCannotBe(t *testing.T) {
 	}
 }
 
+func TestFewerWorkersAreReadyWithoutTheOneThatHangs(t *testing.T) {
+	const oneHangs = `
+import os, time
+def born():
+    try:
+        os.mkdir("born")
+    except FileExistsError:
+        time.sleep(300)
+def init():
+    os.register_at_fork(after_in_child=born)
+def predict(request):
+    return request
+`
+	p := launchPool(t, oneHangs, nil)
+	for end := time.Now().Add(10 * time.Second); p.Stats().Ready < 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no worker came up")
+		}
+	}
+	if err := p.Ready(); err == nil {
+		t.Error("one of two workers is ready")
+	}
+	if err := p.Resize(context.Background(), 1); err != nil {
+		t.Error(err)
+	}
+	if got, err := ask(p, "there"); got != "there" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// withoutJournal makes a pool run a runner that keeps no journal, as its workers say.
+func withoutJournal(t *testing.T) func(*Config) {
+	t.Helper()
+	program, err := filepath.Abs("testdata/nojournal.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(c *Config) { c.Runner.Interpreter = program }
+}
+
+// All that a worker without a journal was given counts as begun, so it is given one call at a time.
+func TestWithoutAJournalNothingIsSentAhead(t *testing.T) {
+	p := newPool(t, script, withoutJournal(t))
+	for range 50 {
+		if got, err := ask(p, "echo short"); got != "short" || err != nil {
+			t.Fatalf("got %q, %v", got, err)
+		}
+	}
+	var calls [][]byte
+	for range 40 {
+		calls = append(calls, []byte("behind"))
+	}
+	var waiting []*Call
+	for _, call := range calls {
+		c, err := p.Submit(call, "", time.Now(), time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting = append(waiting, c)
+	}
+	// Calls of a stream are given in larger runs, where a journal allows it.
+	bulk, err := p.SubmitAll(calls, "", time.Now(), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, c := range append(waiting, bulk...) {
+		if a, err := p.Wait(context.Background(), c); string(a.Body) != "0" || err != nil {
+			t.Errorf("behind call %d lay %q bytes, %v", n, a.Body, err)
+		}
+	}
+}
+
+func TestWithoutAJournalADeathCostsOneCall(t *testing.T) {
+	for _, c := range []struct{ name, code string }{
+		{"one at a time", script},
+		{"in batches", script + "\ndef predict_batch(requests):\n    return requests\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPool(t, c.code, withoutJournal(t))
+			var calls []*Call
+			const count, every = 200, 20
+			for n := range count {
+				request := fmt.Sprintf("echo %d", n)
+				if n%every == every-1 {
+					request = "exit 3"
+				}
+				call, err := p.Submit([]byte(request), "", time.Now(), time.Time{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				calls = append(calls, call)
+			}
+			lost := 0
+			for n, call := range calls {
+				a, err := p.Wait(context.Background(), call)
+				var crash *CrashError
+				switch {
+				case errors.As(err, &crash) && n%every == every-1:
+					lost++
+				case err != nil || string(a.Body) != fmt.Sprint(n):
+					t.Errorf("call %d got %q, %v", n, a.Body, err)
+				}
+			}
+			if lost != count/every {
+				t.Errorf("%d calls were lost to %d deaths", lost, count/every)
+			}
+		})
+	}
+}
+
 func TestDeathsAndBatchesAreCounted(t *testing.T) {
 	var crashes, timeouts atomic.Int64
 	p := newPool(t, script, func(c *Config) {

@@ -18,10 +18,11 @@ const stuckAfter = 10 * time.Millisecond
 // write would wait for ever.
 const flushInline = 32 << 10
 
-// worker is a process and the calls it has. Everything but proc is guarded by the pool's lock.
+// worker is a process and the calls it has. Everything below proc is guarded by the pool's lock.
 type worker struct {
-	pool *Pool
-	proc *runner.Worker
+	pool   *Pool
+	zygote *runner.Zygote
+	proc   *runner.Worker
 
 	sent      []*Call // in the order they were sent, which is the order they are answered in
 	sentBytes int
@@ -123,15 +124,16 @@ func (p *Pool) dispatch(w *worker) (moved bool) {
 func (w *worker) takeRun(n int) {
 	p := w.pool
 	wasIdle, first := len(w.sent) == 0, len(w.sent)
+	now := time.Now()
 	for p.queue.head != nil && len(w.sent)-first < n && w.hasRoom(p.queue.head) {
-		c := p.queue.head
-		p.queue.remove(c)
-		w.take(c)
+		if c := p.unqueue(now); c != nil {
+			w.take(c, now)
+		}
 	}
 	run := w.sent[first:]
 	for i, c := range run {
 		var flags uint8
-		if c.bulk && i < len(run)-1 && !(wasIdle && i == len(run)/2-1) {
+		if c.bulk && i < len(run)-1 && (!wasIdle || i != len(run)/2-1) {
 			flags = wire.FlagHold
 		}
 		w.put(c, flags)
@@ -144,17 +146,24 @@ func (w *worker) takeBatch() {
 	if p.queue.head == nil || !w.hasRoom(p.queue.head) {
 		return
 	}
+	now := time.Now()
 	var batch []*Call
 	for p.queue.head != nil && len(batch) < max(p.cfg.BatchMaxSize, 1) {
-		c := p.queue.head
-		if c.alone && len(batch) > 0 {
+		alone := p.queue.head.alone
+		if alone && len(batch) > 0 {
 			break
 		}
-		p.queue.remove(c)
+		c := p.unqueue(now)
+		if c == nil {
+			continue
+		}
 		batch = append(batch, c)
-		if c.alone {
+		if alone {
 			break
 		}
+	}
+	if len(batch) == 0 {
+		return
 	}
 	for i, c := range batch {
 		c.grouped = len(batch) > 1
@@ -162,7 +171,7 @@ func (w *worker) takeBatch() {
 		if i < len(batch)-1 {
 			flags = wire.FlagMore
 		}
-		w.take(c)
+		w.take(c, now)
 		w.put(c, flags)
 	}
 	if p.cfg.Metrics.Batch != nil {
@@ -170,12 +179,24 @@ func (w *worker) takeBatch() {
 	}
 }
 
+// unqueue takes the queue's head, or nil if its time is over: such a call does not reach predict,
+// whether the monitor has seen it yet or not.
+func (p *Pool) unqueue(now time.Time) *Call {
+	c := p.queue.head
+	p.queue.remove(c)
+	if c.expired(now) {
+		p.settle(c, nil, ErrTimeout, 0)
+		return nil
+	}
+	return c
+}
+
 // take makes c the worker's.
-func (w *worker) take(c *Call) {
+func (w *worker) take(c *Call, now time.Time) {
 	w.pool.nextID++
 	c.id = w.pool.nextID
 	if len(w.sent) == 0 {
-		w.lastMove = time.Now()
+		w.lastMove = now
 	}
 	w.sent = append(w.sent, c)
 	w.sentBytes += len(c.body)
@@ -274,7 +295,7 @@ func (w *worker) answered(h wire.Header, payload []byte) {
 		p.queue.pushFront(c)
 		return
 	}
-	p.crashes = 0
+	p.crashes, p.answered = 0, true
 	took := time.Duration(h.Elapsed)
 	p.pace.measured(took)
 	switch h.Kind {
@@ -385,8 +406,8 @@ func (w *worker) buried(reason string) {
 		return
 	}
 	p.restarts++
-	if !w.timedOut {
-		p.crashes++
+	if !w.timedOut && !w.zygote.Ended() { // those that die with it are one death, which keepZygote counts
+		p.died("after", reason)
 	}
 	if p.cfg.Metrics.WorkerDeath != nil {
 		cause := "crash"

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/faas-predict/faas-predict/watchdog/model"
+	"github.com/faas-predict/faas-predict/watchdog/scratch"
 	"github.com/faas-predict/faas-predict/watchdog/wire"
 )
 
@@ -73,7 +74,8 @@ func (e *InitError) Error() string { return "init failed: " + e.Detail }
 // Zygote is a running runner after init.
 type Zygote struct {
 	cfg      Config
-	dir      string
+	folder   *scratch.Folder
+	dir      string // of folder
 	cmd      *exec.Cmd
 	control  *os.File
 	report   *os.File
@@ -101,11 +103,11 @@ func Start(ctx context.Context, cfg Config) (*Zygote, error) {
 	if interpreter == "" {
 		interpreter = program.interpreter
 	}
-	dir, err := os.MkdirTemp("", "fwatchdog-")
+	folder, err := scratch.New("runner")
 	if err != nil {
-		return nil, fmt.Errorf("make the runner's directory: %w", err)
+		return nil, err
 	}
-	z := &Zygote{cfg: cfg, dir: dir, done: make(chan struct{}), exit: make(chan error, 1), workers: map[uint64]*Worker{}}
+	z := &Zygote{cfg: cfg, folder: folder, dir: folder.Path, done: make(chan struct{}), exit: make(chan error, 1), workers: map[uint64]*Worker{}}
 	if err := z.start(ctx, interpreter, program.file, program.source); err != nil {
 		z.Close()
 		return nil, err
@@ -269,6 +271,13 @@ func (z *Zygote) Runtime() string { return z.greeting.Runtime }
 // Done is closed when the zygote is gone, and with it all its workers.
 func (z *Zygote) Done() <-chan struct{} { return z.done }
 
+// Ended reports whether the zygote is gone. A worker that ended with it says so no earlier than this.
+func (z *Zygote) Ended() bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.ended
+}
+
 // Pid of the zygote.
 func (z *Zygote) Pid() int { return z.cmd.Process.Pid }
 
@@ -358,7 +367,7 @@ func (z *Zygote) Close() {
 	if z.journal != nil {
 		z.journal.Close()
 	}
-	_ = os.RemoveAll(z.dir)
+	z.folder.Remove()
 }
 
 // exitReason says how a process ended: "exit code 3" or "killed by signal 9 (killed)".

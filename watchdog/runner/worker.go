@@ -132,7 +132,7 @@ func (w *Worker) awaitUp(ctx context.Context) error {
 		return &InitError{fmt.Sprintf("a worker was not up within init_timeout (%s)", w.zygote.cfg.InitTimeout)}
 	case errors.Is(err, io.EOF):
 		<-w.gone
-		return &InitError{"a worker ended before it was up: " + codeReason(w.code)}
+		return &InitError{"the process ended: " + codeReason(w.code)}
 	case err != nil:
 		return fmt.Errorf("start a worker: %w", err)
 	case h.Kind == wire.InitFailed:

@@ -195,13 +195,14 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, 
 		}
 	default:
 		in := http.MaxBytesReader(w, r.Body, limit)
-		body = make([]byte, 0, 4096)
 		for {
 			if len(body) == cap(body) {
-				if !hold(int64(cap(body))) {
+				// Twice as much each time, and no more than tells a body of the limit from a larger one.
+				more := min(max(int64(cap(body)), 4096), limit+1-int64(cap(body)))
+				if !hold(more) {
 					return refuse(http.StatusTooManyRequests, "too many request bodies wait already")
 				}
-				body = append(body, 0)[:len(body)]
+				body = append(make([]byte, 0, int64(len(body))+more), body...)
 			}
 			n, err := in.Read(body[len(body):cap(body)])
 			body = body[:len(body)+n]

@@ -2,6 +2,7 @@ package process
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 //	exit          ends before it is ready
 //	slow: MS      init takes so long
 //	status: CODE  every call is answered with that status
+//	while: TEXT   what is told meanwhile, instead of that init is running
 //
 // The path of a call says what to do with it; any other path gives the body back.
 func fakeFwatchdog() {
@@ -52,7 +54,7 @@ func fakeFwatchdog() {
 		switch {
 		case time.Now().Before(readyAt):
 			w.WriteHeader(http.StatusServiceUnavailable)
-			io.WriteString(w, `{"detail":"init is running"}`)
+			json.NewEncoder(w).Encode(map[string]string{"detail": cmp.Or(word("while"), "init is running")})
 		case word("fail") != "":
 			w.WriteHeader(http.StatusServiceUnavailable)
 			json.NewEncoder(w).Encode(map[string]string{"detail": word("fail")})

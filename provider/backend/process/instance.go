@@ -237,9 +237,10 @@ func (i *instance) awaitReady(ctx context.Context) error {
 	}
 }
 
-// failed tells a reason that stays from one that passes.
+// failed tells a reason that stays from one that passes. Workers that die may come up yet: fwatchdog
+// calls it a failed init when it gives up.
 func failed(detail string) bool {
-	return detail != "" && detail != "init is running" && detail != "the bundle's examples are being checked"
+	return !strings.HasPrefix(detail, "workers die ") && detail != "" && detail != "init is running" && detail != "the bundle's examples are being checked"
 }
 
 func (i *instance) ready(ctx context.Context) (int, string, error) {

@@ -275,6 +275,12 @@ func TestFailedInitIsTheDeploymentsAnswer(t *testing.T) {
 	}
 }
 
+func TestDeployWaitsForWorkersThatDiedAndAreTriedAgain(t *testing.T) {
+	b := newBench(t)
+	b.models.add(t, "unsteady", "# slow: 300\n# while: workers die before they are up: exit code 7, 2 in a row")
+	must(t, b.Create(t.Context(), spec("unsteady")))
+}
+
 func TestFailedUpdateLeavesTheOldOneServing(t *testing.T) {
 	b := newBench(t)
 	b.models.add(t, "broken", "# fail: boom")

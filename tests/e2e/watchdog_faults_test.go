@@ -369,7 +369,7 @@ func TestWatchdogGivesUpOnWorkersThatNeverComeUp(t *testing.T) {
 	const afterFork = "import os, signal, time\ndef born():\n    %s\ndef init():\n    os.register_at_fork(after_in_child=born)\ndef predict(r): return r\n"
 	for _, c := range []struct{ name, born, workers, detail string }{
 		{"before they are up", "os._exit(7)", "1", "workers die before they are up: the process ended: exit code 7"},
-		{"and take the runner along", "os.kill(os.getppid(), 9)", "1", "the runner died"},
+		{"and take the runner along", "os.kill(os.getppid(), 9); os._exit(7)", "1", "the runner died"},
 		// One of them hangs, so that they are never up together; the other dies a little later.
 		{"after they are up", `try:
         os.mkdir(os.environ["NOTES"])

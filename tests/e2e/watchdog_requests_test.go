@@ -403,16 +403,14 @@ func TestWatchdogRefusesBodiesBeyondWhatMayWait(t *testing.T) {
 	t.Parallel()
 	const largest, most = 4000, 16
 	w := start(t, faults(t), "workers=1", fmt.Sprintf("max_body_bytes=%d", largest))
-	body := func(seconds string) string {
-		request := "note x " + seconds + " "
-		return request + strings.Repeat("x", largest-len(request))
-	}
-	for round := range 2 { // what was refused and what was answered gave back what they held
+	pid, _, _ := strings.Cut(w.post("pid").body, " ")
+	worker, _ := strconv.Atoi(pid)
+	body := "echo " + strings.Repeat("x", largest-5)
+	for range 2 { // what was refused and what was answered gave back what they held
+		_ = syscall.Kill(worker, syscall.SIGSTOP)
 		answers := make(chan answer, most)
-		go func() { answers <- w.post(body("1.5")) }()
-		w.eventually(5*time.Second, "in predict", func() bool { return len(w.lines("notes")) == 1+round*most })
-		for range most - 1 {
-			go func() { answers <- w.post(body("0")) }()
+		for range most {
+			go func() { answers <- w.post(body) }()
 		}
 		w.eventually(5*time.Second, "full", func() bool {
 			return regexp.MustCompile(fmt.Sprintf(`(?m)^fwatchdog_queue_length{.*} %d$`, most-1)).MatchString(w.metrics())
@@ -422,10 +420,11 @@ func TestWatchdogRefusesBodiesBeyondWhatMayWait(t *testing.T) {
 			t.Errorf("refused by %s, Retry-After %q", refused, refused.header.Get("Retry-After"))
 		}
 		for range 2 * most {
-			w.wantStatus(http.StatusTooManyRequests, w.post(body("0")))
-			chunked, _ := http.NewRequest(http.MethodPost, "http://f/", io.MultiReader(strings.NewReader(body("0"))))
+			w.wantStatus(http.StatusTooManyRequests, w.post(body))
+			chunked, _ := http.NewRequest(http.MethodPost, "http://f/", io.MultiReader(strings.NewReader(body)))
 			w.wantStatus(http.StatusTooManyRequests, w.do(chunked))
 		}
+		_ = syscall.Kill(worker, syscall.SIGCONT)
 		for range most {
 			w.wantStatus(http.StatusOK, <-answers)
 		}

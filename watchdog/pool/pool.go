@@ -445,7 +445,7 @@ func (p *Pool) died(when, end string) {
 // balance forks the workers that are missing, retires those too many, and takes calls once all are up.
 // The lock is held.
 func (p *Pool) balance() {
-	if p.zygote == nil || p.failed != nil || p.ctx.Err() != nil {
+	if p.zygote == nil || p.zygote.Ended() || p.failed != nil || p.ctx.Err() != nil {
 		return
 	}
 	up := 0

@@ -180,7 +180,7 @@ func (a *acknowledged) verify(p *provider) {
 	}
 	for name, want := range a.splits {
 		var got backend.TrafficStatus
-		if p.system(http.MethodGet, "/system/models/"+name+"/traffic", nil, &got); !got.Split.Equal(want) {
+		if p.system(http.MethodGet, "/system/models/"+name+"/traffic", nil, &got); !got.Equal(want) {
 			t.Errorf("the calls of %s are split %s, %s was acknowledged", name, got.Split, want)
 		}
 	}

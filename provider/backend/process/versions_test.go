@@ -188,7 +188,7 @@ func TestSplitsComeBackFromTheState(t *testing.T) {
 	b.open(t)
 	eventually(t, "all versions are back", func() bool { return b.states(t) == "1_1 active 20, 2_1 ready 0, 3_1 active 80" })
 	got, err := b.Traffic(t.Context(), iris)
-	if err != nil || !got.Split.Equal(want.Split) || len(got.Before) != len(want.Before) || !got.Before[0].Equal(want.Before[0]) {
+	if err != nil || !got.Equal(want.Split) || len(got.Before) != len(want.Before) || !got.Before[0].Equal(want.Before[0]) {
 		t.Errorf("%+v came back as %+v, %v", want, got, err)
 	}
 	if _, err := b.Rollback(t.Context(), iris); err != nil || !strings.HasPrefix(b.states(t), "1_1 active 50, 2_1 active 50") {

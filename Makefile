@@ -24,7 +24,9 @@ run: setup build ## start the provider, deploy the examples, make a prediction, 
 test: setup build lint unit ## everything: lint, unit, race, conformance and end-to-end
 
 unit:
-	go test -race -timeout 20m ./...
+	go test -race -timeout 20m $$(go list ./... | grep -v /tests/)
+	@# These run programs that go test's cache does not look at.
+	go test -race -count=1 -timeout 20m ./tests/...
 	@for model in examples/iris template/python3-predict/function; do \
 	  echo "== $$model"; (cd $$model && python3 -m unittest -q) || exit 1; \
 	  $(BIN)/fwatchdog check $$model || exit 1; done

@@ -82,6 +82,15 @@ func (r *record) move(split traffic.Split) {
 	r.Split = split
 }
 
+// rollback makes the split before the one in force; it reports whether there was one.
+func (r *record) rollback() bool {
+	if len(r.Before) == 0 {
+		return false
+	}
+	r.Split, r.Before = r.Before[0], r.Before[1:]
+	return true
+}
+
 // forget drops the versions that neither the split needs nor the splits before it, of whose versions
 // the last warm ones stay loaded so that a rollback finds them ready.
 func (r *record) forget(warm int) {

@@ -329,10 +329,9 @@ func (b *Backend) SetTraffic(_ context.Context, ref backend.Ref, split traffic.S
 // Rollback implements backend.Traffic.
 func (b *Backend) Rollback(_ context.Context, ref backend.Ref) (backend.TrafficStatus, error) {
 	return b.moveTraffic(ref, func(r *record) error {
-		if len(r.Before) == 0 {
+		if !r.rollback() {
 			return fmt.Errorf("function %s has %w", ref, backend.ErrNothingBefore)
 		}
-		r.Split, r.Before = r.Before[0], r.Before[1:]
 		return nil
 	})
 }

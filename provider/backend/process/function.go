@@ -32,7 +32,8 @@ type function struct {
 	ref    backend.Ref
 	claims int // guarded by Backend.mu: changes that hold or wait for change
 
-	change  sync.Mutex                     // one change at a time; guards pins
+	loading sync.Mutex                     // held, before change, to start and resize versions
+	change  sync.Mutex                     // held, briefly, to store record and move the calls
 	pins    map[modelVersion]backend.Model // the versions of record, which cannot be deleted
 	record  atomic.Pointer[record]
 	route   atomic.Pointer[route] // nil while scaled to zero or not started yet
@@ -74,24 +75,6 @@ func (b *Backend) existing(ref backend.Ref) (*function, error) {
 		return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 	}
 	return f, nil
-}
-
-// lock claims an existing function for one change; unlock ends that.
-func (b *Backend) lock(ref backend.Ref) (f *function, unlock func(), err error) {
-	if _, err := b.existing(ref); err != nil {
-		return nil, nil, err
-	}
-	f = b.claim(ref)
-	f.change.Lock()
-	unlock = func() {
-		f.change.Unlock()
-		b.unclaim(f)
-	}
-	if f.record.Load() == nil {
-		unlock()
-		return nil, nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
-	}
-	return f, unlock, nil
 }
 
 // checkSpec holds a deployment to the rules that need no look at anything else, and fills in its
@@ -223,17 +206,6 @@ func (b *Backend) deploy(spec types.FunctionDeployment, update bool) error {
 	if err != nil {
 		return err
 	}
-	f.change.Lock()
-	defer f.change.Unlock()
-	old := f.record.Load()
-	switch {
-	case update && old == nil:
-		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
-	case !update && old != nil:
-		return fmt.Errorf("function %s %w: update it instead", ref, backend.ErrExists)
-	case b.alive.Err() != nil:
-		return fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
-	}
 	if err := b.checkSecrets(&spec); err != nil {
 		return err
 	}
@@ -242,23 +214,34 @@ func (b *Backend) deploy(spec types.FunctionDeployment, update bool) error {
 		return err
 	}
 	defer m.Release() // the function pins it for itself
-	next, err := b.nextRecord(old, spec, m)
-	if err == nil {
-		err = b.apply(f, next, m.Version)
+	uid := 0
+	if !update {
+		if uid, err = b.takeUID(); err != nil {
+			return err
+		}
 	}
-	if err != nil && old == nil && next != nil {
-		b.freeUID(next.UID)
+	err = b.revise(f, m.Version, func(old *record) (*record, error) {
+		switch {
+		case update && old == nil:
+			return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
+		case !update && old != nil:
+			return nil, fmt.Errorf("function %s %w: update it instead", ref, backend.ErrExists)
+		}
+		return b.nextRecord(old, spec, m, uid)
+	})
+	if err != nil {
+		b.freeUID(uid)
 	}
 	return err
 }
 
 // nextRecord is what a deployment will store.
-func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backend.Model) (*record, error) {
+func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backend.Model, uid int) (*record, error) {
 	least, err := b.leastReplicas(&spec)
 	if err != nil {
 		return nil, err
 	}
-	next := &record{}
+	next := &record{UID: uid}
 	if old != nil {
 		next = old.clone()
 	}
@@ -290,16 +273,11 @@ func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backe
 			next.Versions = append(next.Versions, deployed{Model: m.Name, Version: version, Spec: spec})
 		}
 	}
-	if old == nil {
-		if next.UID, err = b.takeUID(); err != nil {
-			return nil, err
-		}
-	}
 	return next, nil
 }
 
-// commit stores the record, unless a secret was deleted since the launch read it.
-func (b *Backend) commit(f *function, r *record) error {
+// storeRecord makes the record the function's, unless a secret was deleted since a launch read it.
+func (b *Backend) storeRecord(f *function, r *record) error {
 	b.names.Lock()
 	defer b.names.Unlock()
 	for _, d := range r.Versions {
@@ -349,35 +327,34 @@ func (b *Backend) Scale(_ context.Context, ref backend.Ref, replicas uint64) err
 	if replicas > b.config.MaxReplicas {
 		return fmt.Errorf("%w number of replicas %d: max_replicas is %d", backend.ErrInvalid, replicas, b.config.MaxReplicas)
 	}
-	f, unlock, err := b.lock(ref)
+	f, err := b.existing(ref)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	next := f.record.Load().clone()
-	next.Replicas = replicas
-	if replicas > 0 {
-		return b.apply(f, next, "")
-	}
-	if err := b.store.putFunction(next); err != nil {
-		return err
-	}
-	f.record.Store(next)
-	if rt := f.route.Swap(nil); rt != nil {
-		for _, g := range rt.loaded {
-			b.retireLater(f, g, nil)
+	return b.revise(f, "", func(old *record) (*record, error) {
+		if old == nil {
+			return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 		}
-	}
-	return nil
+		next := old.clone()
+		next.Replicas = replicas
+		return next, nil
+	})
 }
 
 // Delete implements backend.Functions.
 func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
-	f, unlock, err := b.lock(ref)
-	if err != nil {
+	if _, err := b.existing(ref); err != nil {
 		return err
 	}
-	defer unlock()
+	f := b.claim(ref)
+	defer b.unclaim(f)
+	f.loading.Lock()
+	defer f.loading.Unlock()
+	f.change.Lock()
+	defer f.change.Unlock()
+	if f.record.Load() == nil {
+		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
+	}
 	r := f.record.Load()
 	if err := b.store.deleteFunction(ref); err != nil {
 		return err

@@ -198,9 +198,9 @@ func (b *Backend) restore() error {
 			f.pins[d.id()] = m
 		}
 		if r.Replicas > 0 {
-			f.change.Lock() // held until it is started once: changes wait, calls get "not ready"
+			f.loading.Lock() // held until it is started once: changes wait, calls get "not ready"
 			pending = append(pending, func() error {
-				defer f.change.Unlock()
+				defer f.loading.Unlock()
 				b.resume(f, r)
 				return nil
 			})
@@ -216,36 +216,67 @@ func (b *Backend) restore() error {
 }
 
 // resume starts a stored function, its versions with calls first, and leaves a version that does not
-// start to be tried again.
+// start to be tried again. The caller holds f.loading.
 func (b *Backend) resume(f *function, r *record) {
 	log := b.journal(f.ref)
 	loaded := map[string]*generation{}
-	versions := slices.Clone(r.Versions)
-	slices.SortStableFunc(versions, func(a, b deployed) int { return int(r.Split.Weight(b.Version)) - int(r.Split.Weight(a.Version)) })
-	for at, d := range versions {
-		if g := b.resumeVersion(f, d, r, log); g != nil {
-			loaded[d.Version] = g
-		}
-		if b.alive.Err() != nil {
-			for _, g := range loaded {
-				g.retire(0)
+	for _, d := range r.Versions {
+		if slices.Contains(r.Split.Versions(), d.Version) {
+			if g := b.resumeVersion(f, d, r, log); g != nil {
+				loaded[d.Version] = g
 			}
-			return
-		}
-		if at == len(versions)-1 || r.Split.Weight(versions[at+1].Version) == 0 {
-			f.route.Store(newRoute(r.Split, maps.Clone(loaded)))
 		}
 	}
+	if !b.addLoaded(f, loaded) {
+		return
+	}
+	slog.Info("function is back", "function", f.ref.String(), "split", r.Split.String(), "replicas", r.Replicas)
 	if r.Rollout != nil {
 		b.background.Go(func() { b.guard(f, r.Rollout) })
 	}
-	slog.Info("function is back", "function", f.ref.String(), "split", r.Split.String(), "replicas", r.Replicas)
+	for _, d := range r.Versions {
+		if !slices.Contains(r.Split.Versions(), d.Version) {
+			if g := b.resumeVersion(f, d, r, log); g != nil {
+				b.addLoaded(f, map[string]*generation{d.Version: g})
+			}
+		}
+	}
+}
+
+// addLoaded adds to a function's route what was started for it. What the function no longer names,
+// because somebody moved its calls meanwhile, is retired, and all of it when the provider ends: then it
+// returns false.
+func (b *Backend) addLoaded(f *function, started map[string]*generation) bool {
+	f.change.Lock()
+	defer f.change.Unlock()
+	r, alive := f.record.Load(), b.alive.Err() == nil
+	loaded := map[string]*generation{}
+	if rt := f.route.Load(); rt != nil {
+		maps.Copy(loaded, rt.loaded)
+	}
+	for version, g := range started {
+		if alive && r.find(version) != nil && loaded[version] == nil {
+			loaded[version] = g
+		} else {
+			g.retire(0)
+		}
+	}
+	if alive {
+		f.route.Store(newRoute(r.Split, loaded))
+	}
+	return alive
 }
 
 func (b *Backend) resumeVersion(f *function, d deployed, r *record, log *journal) *generation {
 	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
 	defer cancel()
-	l, err := b.plan(ctx, d, f.pins[d.id()], identity{r.UID}, log)
+	f.change.Lock()
+	m, ok := f.pins[d.id()]
+	f.change.Unlock()
+	if !ok { // unloaded meanwhile
+		return nil
+	}
+	l, err := b.plan(ctx, d, m, identity{r.UID}, log)
 	if err != nil {
 		log.add(f.ref.Name, "provider: version "+d.Version+" cannot be started: "+err.Error())
 		slog.Error("version cannot be started", "function", f.ref.String(), "version", d.Version, "error", err)

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"log/slog"
 	"time"
 
@@ -40,41 +41,44 @@ func (b *Backend) guard(f *function, rollout *traffic.Rollout) {
 	}
 }
 
+// errOver means that somebody else has ended a rollout.
+var errOver = errors.New("the rollout is over")
+
 // endStep moves the calls as a verdict asks. It reports whether the step is over.
 func (b *Backend) endStep(f *function, rollout *traffic.Rollout, verdict traffic.Verdict, why string) bool {
-	f.change.Lock()
-	defer f.change.Unlock()
-	r := f.record.Load()
-	if r == nil || r.Rollout != rollout {
-		return true
-	}
-	next := r.clone()
-	result := "step"
-	switch last := rollout.Step == len(rollout.Steps)-1; {
-	case verdict == traffic.Broken:
-		result = "rolled_back"
-		next.Rollout, next.Note = nil, "rolled back at "+rollout.Steps[rollout.Step].String()+" %: "+why
-		next.Split = rollout.Base
-		if len(next.Before) > 0 && next.Before[0].Equal(rollout.Base) {
-			next.Before = next.Before[1:]
+	result, text := "", ""
+	err := b.revise(f, "", func(old *record) (*record, error) {
+		if old == nil || old.Rollout != rollout {
+			return nil, errOver
 		}
-	case last:
-		result = "complete"
-		next.Rollout, next.Note = nil, "version "+rollout.Version+" has passed every step"
-	default:
-		step := *rollout
-		step.Step++
-		next.Rollout, next.Split = &step, step.Split()
-	}
-	if err := b.apply(f, next, ""); err != nil {
+		next := old.clone()
+		switch last := rollout.Step == len(rollout.Steps)-1; {
+		case verdict == traffic.Broken:
+			result, text = "rolled_back", "rolled back at "+rollout.Steps[rollout.Step].String()+" %: "+why
+			next.Rollout, next.Note, next.Split = nil, text, rollout.Base
+			if len(next.Before) > 0 && next.Before[0].Equal(rollout.Base) {
+				next.Before = next.Before[1:]
+			}
+		case last:
+			result, text = "complete", "version "+rollout.Version+" has passed every step"
+			next.Rollout, next.Note = nil, text
+		default:
+			step := *rollout
+			step.Step++
+			result, text = "step", "goes on to "+step.Steps[step.Step].String()+" %"
+			next.Rollout, next.Split = &step, step.Split()
+		}
+		return next, nil
+	})
+	switch {
+	case errors.Is(err, errOver) || b.alive.Err() != nil:
+		return true
+	case err != nil:
 		slog.Error("a rollout's step could not be ended; it is tried again", "function", f.ref.String(), "version", rollout.Version, "error", err)
 		return false
 	}
 	b.rollouts.WithLabelValues(f.ref.String(), result).Inc()
-	text := "rollout of version " + rollout.Version + ": " + next.Note
-	if next.Rollout != nil {
-		text = "rollout of version " + rollout.Version + " goes on to " + next.Rollout.Steps[next.Rollout.Step].String() + " %"
-	}
+	text = "rollout of version " + rollout.Version + ": " + text
 	b.journal(f.ref).add(f.ref.Name, "provider: "+text)
 	if verdict == traffic.Broken {
 		slog.Warn(text, "function", f.ref.String())

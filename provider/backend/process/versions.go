@@ -17,69 +17,108 @@ import (
 // splitsKept bounds how far back a function can be rolled.
 const splitsKept = 10
 
-// apply makes next the function's state: it loads the versions that next names and that are not
-// loaded, stores next, moves the calls in one step, and lets go of what next does not name. fresh is a
-// version to load anew even if it is loaded. On an error nothing has changed. The caller holds
-// f.change.
-func (b *Backend) apply(f *function, next *record, fresh string) (err error) {
-	if b.alive.Err() != nil {
-		return fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
+// revise makes what change returns for the function's present record its state: it loads the versions
+// that are named and not loaded, stores the record, moves the calls in one step, and lets go of what is
+// named no more. old is nil where there is no function. change may be called several times and must do
+// nothing but compute; returning old itself changes nothing. fresh is a version to load anew even if
+// it is loaded. On an error nothing has changed.
+//
+// What needs nothing loaded is done at once, even while another revision loads: a rollback does not wait
+// for a deployment, which then goes on from what the rollback made.
+func (b *Backend) revise(f *function, fresh string, change func(old *record) (*record, error)) error {
+	if fresh == "" {
+		if done, err := b.reviseLoaded(f, change); done {
+			return err
+		}
 	}
+	f.loading.Lock()
+	defer f.loading.Unlock()
 	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
 	defer cancel()
-	began := time.Now()
-	next.forget(b.config.KeepWarm)
-	pinned, err := b.pinMissing(f, next)
-	if err != nil {
-		return err
-	}
+	started := map[string]*generation{}
 	defer func() {
-		if err != nil {
-			for _, m := range pinned {
-				m.Release()
+		rt := f.route.Load()
+		for version, g := range started {
+			if rt.generation(version) != g {
+				g.retire(0)
 			}
 		}
 	}()
-	old := f.route.Load()
-	var rollout *traffic.Rollout
-	if r := f.record.Load(); r != nil {
-		rollout = r.Rollout
-	}
-	loaded, started, err := b.loadMissing(ctx, f, next, old, fresh, pinned)
-	if err == nil {
-		err = b.commit(f, next)
-	}
-	if err != nil {
-		for _, g := range started {
-			g.retire(0)
+	for {
+		base := f.record.Load()
+		next, err := b.next(base, change)
+		if err != nil || next == base {
+			return err
 		}
-		return err
+		pins, err := b.pin(next)
+		if err != nil {
+			return err
+		}
+		if err = b.loadMissing(ctx, f, next, pins, fresh, started); err == nil {
+			f.change.Lock()
+			var done bool
+			done, err = b.commit(f, base, next, pins, started)
+			f.change.Unlock()
+			if done && err == nil {
+				return nil
+			}
+		}
+		for _, m := range pins {
+			m.Release()
+		}
+		if err != nil {
+			return err
+		}
 	}
-	for id, m := range pinned {
-		f.pins[id] = m
-	}
-	if next.Replicas > 0 {
-		f.route.Store(newRoute(next.Split, loaded))
-	}
-	b.letGo(f, next, old, loaded)
-	if next.Rollout != nil && next.Rollout != rollout {
-		b.background.Go(func() { b.guard(f, next.Rollout) })
-	}
-	slog.Info("function changed", "function", f.ref.String(), "split", next.Split.String(), "mirror", next.Split.Mirror,
-		"replicas", next.Replicas, "took", time.Since(began).Round(time.Millisecond))
-	return nil
 }
 
-// pinMissing keeps the versions of next that the function does not keep yet from being deleted.
-func (b *Backend) pinMissing(f *function, next *record) (map[modelVersion]backend.Model, error) {
-	pinned := map[modelVersion]backend.Model{}
+// reviseLoaded is revise for what needs nothing loaded; done is false when something does.
+func (b *Backend) reviseLoaded(f *function, change func(old *record) (*record, error)) (done bool, err error) {
+	f.change.Lock()
+	defer f.change.Unlock()
+	base, rt := f.record.Load(), f.route.Load()
+	next, err := b.next(base, change)
+	if err != nil || next == base {
+		return true, err
+	}
+	if rt == nil || base == nil || next.Replicas != base.Replicas {
+		return false, nil
+	}
 	for _, d := range next.Versions {
-		if _, ok := f.pins[d.id()]; ok {
-			continue
+		if g := rt.generation(d.Version); g == nil || g.launch.model != d.Model {
+			return false, nil
 		}
+	}
+	pins, err := b.pin(next)
+	if err != nil {
+		return true, err
+	}
+	if done, err = b.commit(f, base, next, pins, nil); err != nil || !done {
+		for _, m := range pins {
+			m.Release()
+		}
+	}
+	return done, err
+}
+
+func (b *Backend) next(base *record, change func(old *record) (*record, error)) (*record, error) {
+	if b.alive.Err() != nil {
+		return nil, fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
+	}
+	next, err := change(base)
+	if err == nil && next != base {
+		next.forget(b.config.KeepWarm)
+	}
+	return next, err
+}
+
+// pin keeps the versions of a record from being deleted.
+func (b *Backend) pin(r *record) (map[modelVersion]backend.Model, error) {
+	pins := map[modelVersion]backend.Model{}
+	for _, d := range r.Versions {
 		m, err := b.models.Pin(d.Model, d.Version)
 		if err != nil {
-			for _, m := range pinned {
+			for _, m := range pins {
 				m.Release()
 			}
 			if errors.Is(err, backend.ErrNotFound) {
@@ -87,45 +126,82 @@ func (b *Backend) pinMissing(f *function, next *record) (map[modelVersion]backen
 			}
 			return nil, err
 		}
-		pinned[d.id()] = m
+		pins[d.id()] = m
 	}
-	return pinned, nil
+	return pins, nil
 }
 
-// loadMissing starts what next names and old does not have. A version that gets no calls and does not
-// start is dropped from next: it was only kept for a rollback.
-func (b *Backend) loadMissing(ctx context.Context, f *function, next *record, old *route, fresh string,
-	pinned map[modelVersion]backend.Model,
-) (loaded map[string]*generation, started []*generation, err error) {
-	loaded = map[string]*generation{}
+// loadMissing starts what next names and neither the route nor started has, and adds it to started. A
+// version that gets no calls and does not start is dropped from next: it was only kept for a rollback.
+func (b *Backend) loadMissing(ctx context.Context, f *function, next *record, pins map[modelVersion]backend.Model, fresh string,
+	started map[string]*generation,
+) error {
 	if next.Replicas == 0 {
-		return loaded, nil, nil
+		return nil
 	}
+	rt := f.route.Load()
 	for _, d := range slices.Clone(next.Versions) {
-		g := old.generation(d.Version)
-		switch {
-		case g != nil && d.Version != fresh && g.launch.model == d.Model:
+		g := started[d.Version]
+		if g == nil && d.Version != fresh {
+			g = rt.generation(d.Version)
+		}
+		var err error
+		if g != nil && g.launch.model == d.Model {
 			err = g.resize(ctx, next.Replicas)
-		default:
-			m, ok := pinned[d.id()]
-			if !ok {
-				m = f.pins[d.id()]
-			}
-			if g, err = b.load(ctx, f, d, m, next); err == nil {
-				started = append(started, g)
-			}
+		} else if g, err = b.load(ctx, f, d, pins[d.id()], next); err == nil {
+			started[d.Version] = g
 		}
 		switch {
 		case err == nil:
-			loaded[d.Version] = g
 		case slices.Contains(next.Split.Versions(), d.Version):
-			return nil, started, err
+			return err
 		default:
 			slog.Warn("a version that was kept for a rollback does not start and is forgotten", "function", f.ref.String(), "version", d.Version, "error", err)
 			next.drop(d.Version)
 		}
 	}
-	return loaded, started, nil
+	return nil
+}
+
+// commit stores next and moves the calls, unless the function is no longer what next was made from:
+// then done is false. The caller holds f.change. With done and no error pins belong to the function.
+func (b *Backend) commit(f *function, base, next *record, pins map[modelVersion]backend.Model, started map[string]*generation) (done bool, err error) {
+	old := f.route.Load()
+	loaded := map[string]*generation{}
+	if next.Replicas > 0 {
+		for _, d := range next.Versions {
+			g := started[d.Version]
+			if g == nil {
+				g = old.generation(d.Version)
+			}
+			if g == nil {
+				return false, nil
+			}
+			loaded[d.Version] = g
+		}
+	}
+	switch {
+	case f.record.Load() != base:
+		return false, nil
+	case b.alive.Err() != nil:
+		return true, fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
+	}
+	if err := b.storeRecord(f, next); err != nil {
+		return true, err
+	}
+	if next.Replicas > 0 {
+		f.route.Store(newRoute(next.Split, loaded))
+	} else {
+		f.route.Store(nil)
+	}
+	before := f.pins
+	f.pins = pins
+	b.letGo(f, old, loaded, before)
+	if next.Rollout != nil && (base == nil || base.Rollout != next.Rollout) {
+		b.background.Go(func() { b.guard(f, next.Rollout) })
+	}
+	slog.Info("function changed", "function", f.ref.String(), "split", next.Split.String(), "mirror", next.Split.Mirror, "replicas", next.Replicas)
+	return true, nil
 }
 
 // load starts one version, its examples included, and returns when it could be called.
@@ -150,25 +226,24 @@ func (b *Backend) load(ctx context.Context, f *function, d deployed, m backend.M
 	return g, nil
 }
 
-// letGo retires in the background what is loaded no more, and then lets it be deleted.
-func (b *Backend) letGo(f *function, next *record, old *route, loaded map[string]*generation) {
-	leaving := map[modelVersion]*generation{}
+// letGo retires in the background what is loaded no more, and releases the pins that it had.
+func (b *Backend) letGo(f *function, old *route, loaded map[string]*generation, pins map[modelVersion]backend.Model) {
 	if old != nil {
 		for version, g := range old.loaded {
-			if loaded[version] != g {
-				leaving[modelVersion{g.launch.model, version}] = g
+			if loaded[version] == g {
+				continue
 			}
+			id := modelVersion{g.launch.model, version}
+			var release func()
+			if m, ok := pins[id]; ok {
+				release = m.Release
+				delete(pins, id)
+			}
+			b.retireLater(f, g, release)
 		}
 	}
-	for id, m := range f.pins {
-		if !slices.ContainsFunc(next.Versions, func(d deployed) bool { return d.id() == id }) {
-			delete(f.pins, id)
-			b.retireLater(f, leaving[id], m.Release)
-			delete(leaving, id)
-		}
-	}
-	for _, g := range leaving {
-		b.retireLater(f, g, nil)
+	for _, m := range pins {
+		m.Release()
 	}
 }
 
@@ -337,25 +412,30 @@ func (b *Backend) Rollback(_ context.Context, ref backend.Ref) (backend.TrafficS
 }
 
 // moveTraffic changes a function's split and nothing else of it.
-func (b *Backend) moveTraffic(ref backend.Ref, change func(*record) error) (backend.TrafficStatus, error) {
-	f, unlock, err := b.lock(ref)
+func (b *Backend) moveTraffic(ref backend.Ref, move func(*record) error) (backend.TrafficStatus, error) {
+	f, err := b.existing(ref)
 	if err != nil {
 		return backend.TrafficStatus{}, err
 	}
-	defer unlock()
-	next := f.record.Load().clone()
-	model := next.find(next.Split.Targets[0].Version).Model
-	if err := change(next); err != nil {
-		return backend.TrafficStatus{}, err
-	}
-	next.Rollout, next.Note = nil, "" // whoever moves the calls by hand takes over
-	// Versions that are not loaded yet run as what was deployed last.
-	for _, version := range next.Split.Versions() {
-		if next.find(version) == nil {
-			next.Versions = append(next.Versions, deployed{Model: model, Version: version, Spec: next.Spec})
+	err = b.revise(f, "", func(old *record) (*record, error) {
+		if old == nil {
+			return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 		}
-	}
-	if err := b.apply(f, next, ""); err != nil {
+		next := old.clone()
+		model := next.find(next.Split.Targets[0].Version).Model
+		if err := move(next); err != nil {
+			return nil, err
+		}
+		next.Rollout, next.Note = nil, "" // whoever moves the calls by hand takes over
+		// Versions that are not loaded yet run as what was deployed last.
+		for _, version := range next.Split.Versions() {
+			if next.find(version) == nil {
+				next.Versions = append(next.Versions, deployed{Model: model, Version: version, Spec: next.Spec})
+			}
+		}
+		return next, nil
+	})
+	if err != nil {
 		return backend.TrafficStatus{}, err
 	}
 	return f.traffic(), nil
@@ -384,16 +464,28 @@ func (b *Backend) Running(model string) []backend.TrafficStatus {
 func (b *Backend) Unload(ctx context.Context, model, version string) error {
 	for _, status := range b.Running(model) {
 		name, namespace, _ := strings.Cut(status.Function, ".")
-		f, unlock, err := b.lock(backend.Ref{Namespace: namespace, Name: name})
-		if errors.Is(err, backend.ErrNotFound) {
+		f, err := b.existing(backend.Ref{Namespace: namespace, Name: name})
+		if err != nil {
 			continue // deleted meanwhile
 		}
-		if err != nil {
-			return err
-		}
-		err = b.unload(f, model, version)
-		unlock()
+		err = b.revise(f, "", func(old *record) (*record, error) {
+			if old == nil {
+				return nil, nil
+			}
+			d := old.find(version)
+			switch {
+			case d == nil || d.Model != model:
+				return old, nil
+			case slices.Contains(old.Split.Versions(), version):
+				return nil, fmt.Errorf("version %s of %s is %w: it is in the split of function %s", version, model, backend.ErrInUse, f.ref)
+			}
+			next := old.clone()
+			next.drop(version)
+			next.Before = slices.DeleteFunc(next.Before, func(s traffic.Split) bool { return slices.Contains(s.Versions(), version) })
+			return next, nil
+		})
 		if err == nil {
+			f.forgive(version)
 			err = f.awaitDrained(ctx, version)
 		}
 		if err != nil {
@@ -401,19 +493,4 @@ func (b *Backend) Unload(ctx context.Context, model, version string) error {
 		}
 	}
 	return nil
-}
-
-func (b *Backend) unload(f *function, model, version string) error {
-	next := f.record.Load().clone()
-	d := next.find(version)
-	if d == nil || d.Model != model {
-		f.forgive(version)
-		return nil
-	}
-	if slices.Contains(next.Split.Versions(), version) {
-		return fmt.Errorf("version %s of %s is %w: it is in the split of function %s", version, model, backend.ErrInUse, f.ref)
-	}
-	next.drop(version)
-	next.Before = slices.DeleteFunc(next.Before, func(s traffic.Split) bool { return slices.Contains(s.Versions(), version) })
-	return b.apply(f, next, "")
 }

@@ -454,3 +454,34 @@ faas_predict_version_weight{function_name="iris.openfaas-fn",model_code="2",mode
 		t.Error(err)
 	}
 }
+
+func TestARollbackDoesNotWaitForADeploymentThatLoads(t *testing.T) {
+	b := withVersions(t, 2)
+	if err := b.Update(t.Context(), spec("iris:2_1")); err != nil {
+		t.Fatal(err)
+	}
+	b.models.add(t, "iris:3_1", "# slow: 1500")
+	deployed := make(chan error, 1)
+	go func() { deployed <- b.Update(t.Context(), annotated("iris:3_1", "canary=40")) }()
+	eventually(t, "3_1 loads", func() bool { return strings.Contains(b.states(t), "3_1 loading") })
+	began := time.Now()
+	if _, err := b.Rollback(t.Context(), iris); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 100*time.Millisecond {
+		t.Errorf("the rollback took %s", took)
+	}
+	if got := b.answering(t); got != "1_1" {
+		t.Errorf("%s answers", got)
+	}
+	if err := <-deployed; err != nil {
+		t.Error(err)
+	}
+	// The deployment goes on from what the rollback made.
+	if got := b.states(t); !strings.Contains(got, "1_1 active 60") || !strings.Contains(got, "3_1 active 40") {
+		t.Error(got)
+	}
+	if status, err := b.Traffic(t.Context(), iris); err != nil || len(status.Before) != 1 || !status.Before[0].Equal(traffic.All("1_1")) {
+		t.Errorf("before: %v, %v", status.Before, err)
+	}
+}

@@ -244,22 +244,45 @@ func TestProviderSplitsCallsByWeight(t *testing.T) {
 	}
 }
 
-func TestProviderKeepsTheOldVersionWhenTheNewOneFailsItsExamples(t *testing.T) {
-	p := startProvider(t)
+func TestProviderKeepsTheOldVersionWhenTheNewOneFails(t *testing.T) {
+	p := startProvider(t, "deploy_timeout=5s")
 	one := p.pushVersion("iris", 1)
 	p.deploy(types.FunctionDeployment{Service: "iris", Image: "iris:" + one})
-	p.push("iris", bundle(t, map[string]string{
-		"main.py": versionModel, "coefficients/version": "virginica",
-		"model.yml": "code_version: '1'\ncoefficients_version: bad\nexamples: [{request: '5.1', response: setosa}]\n",
-	}))
-	status, err := p.Update(t.Context(), types.FunctionDeployment{Service: "iris", Image: "iris:1_bad"})
-	if status != http.StatusUnprocessableEntity || err == nil || !strings.Contains(err.Error(), "virginica") || !strings.Contains(err.Error(), "setosa") {
-		t.Errorf("%d %v", status, err)
-	}
-	p.wantCall("iris", "x", one)
-	out, err := p.run("versions", "iris")
-	if err != nil || !strings.Contains(out, "failed") || !strings.Contains(out, "active") {
-		t.Errorf("%v\n%s", err, out)
+	small := &types.FunctionResources{Memory: "128Mi"}
+	for name, c := range map[string]struct {
+		init, manifest string
+		limits         *types.FunctionResources
+		wants          []string
+	}{
+		"example": {"pass", "examples: [{request: '5.1', response: setosa}]", nil, []string{"setosa", "virginica"}},
+		"init":    {"raise KeyError('petals')", "", nil, []string{"Traceback", "petals"}},
+		"slow":    {"import time; time.sleep(60)", "", nil, []string{"not ready in time"}},
+		"memory":  {"global X; X = b'x' * (1 << 30)", "", small, []string{"init"}},
+	} {
+		version := "1." + name + "_" + name
+		p.push("iris", bundle(t, map[string]string{
+			"main.py":              "def init():\n    " + c.init + "\ndef predict(request):\n    return 'virginica'\n",
+			"coefficients/version": name,
+			"model.yml":            "code_version: '1." + name + "'\ncoefficients_version: " + name + "\n" + c.manifest + "\n",
+		}))
+		status, err := p.Update(t.Context(), types.FunctionDeployment{Service: "iris", Image: "iris:" + version, Limits: c.limits})
+		if status != http.StatusUnprocessableEntity || err == nil {
+			t.Errorf("%s: %d %v", name, status, err)
+			continue
+		}
+		for _, want := range c.wants {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: no %q in %v", name, want, err)
+			}
+		}
+		t.Logf("%s: %.300s", name, err)
+		p.wantCall("iris", "x", one)
+		var m struct{ Versions []backend.VersionStatus }
+		p.system(http.MethodGet, "/system/models/iris", nil, &m)
+		if at := slices.IndexFunc(m.Versions, func(v backend.VersionStatus) bool { return v.Version == version }); at < 0 ||
+			m.Versions[at].State != backend.Failed || m.Versions[at].Reason == "" {
+			t.Errorf("%s: versions %+v", name, m.Versions)
+		}
 	}
 }
 

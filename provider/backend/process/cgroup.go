@@ -350,6 +350,28 @@ func (c *cgroups) settings(dir string, l limits) map[string]string {
 	return out
 }
 
+// ranOut reports whether the kernel killed a process of the function because its memory was at the
+// limit: the counter oom_kill of memory.events in version 2, of memory.oom_control in version 1.
+func (c *cgroups) ranOut(id string) bool {
+	if c.memory == "" {
+		return false
+	}
+	file := "memory.oom_control"
+	if c.v2 != "" {
+		file = "memory.events"
+	}
+	raw, err := os.ReadFile(filepath.Join(c.memory, id, file))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(raw)) {
+		if count, ok := strings.CutPrefix(line, "oom_kill "); ok && strings.TrimSpace(count) != "0" {
+			return true
+		}
+	}
+	return false
+}
+
 // remove kills what is left in the function's groups and removes them.
 func (c *cgroups) remove(id string) {
 	for _, dir := range c.dirs() {

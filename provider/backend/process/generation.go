@@ -41,6 +41,9 @@ func (b *Backend) begin(ctx context.Context, l *launch, replicas uint64, log *jo
 		return nil, err
 	}
 	if err := i.awaitReady(ctx); err != nil {
+		if b.cgroups.ranOut(i.id) {
+			err = fmt.Errorf("%w: it needs more memory than its limit of %d MiB", err, l.limits.memory>>20)
+		}
 		i.kill()
 		b.clear(i)
 		return nil, err

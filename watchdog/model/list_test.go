@@ -19,6 +19,7 @@ func TestListIsHeldToTheRulesOfAZip(t *testing.T) {
 		`"a\x00" must be a relative path`:        {file("a\x00", 0)},
 		"has a name that is not UTF-8":           {file("\xff", 0)},
 		"has a path longer than 1024 bytes":      {file(strings.Repeat("a/", 600)+"b", 0)},
+		"has a name longer than 255 bytes":       {file("a/"+strings.Repeat("b", 256), 0)},
 		"x is in the list twice":                 {file("x", 0), file("x", 1)},
 		"a/b is below a file of the same list":   {file("a/b", 0), file("a", 0)},
 		"a/b/c is below a file of the same list": {file("a", 0), file("a/b/c", 0)},

@@ -25,7 +25,7 @@ type bench struct {
 	db   *bbolt.DB
 }
 
-func newBench(t *testing.T, maxZip int64) *bench {
+func newBench(t testing.TB, maxZip int64) *bench {
 	t.Helper()
 	b := &bench{root: t.TempDir()}
 	b.open(t, maxZip)
@@ -33,7 +33,7 @@ func newBench(t *testing.T, maxZip int64) *bench {
 	return b
 }
 
-func (b *bench) open(t *testing.T, maxZip int64) {
+func (b *bench) open(t testing.TB, maxZip int64) {
 	t.Helper()
 	var err error
 	if b.db, err = bbolt.Open(filepath.Join(b.root, "state.db"), 0o600, &bbolt.Options{Timeout: time.Second}); err != nil {

@@ -470,7 +470,10 @@ func (b *bench) plainVersion(t *testing.T, v Version) {
 	if err := b.save(v); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.RemoveAll(filepath.Join(b.dir, stored)); err != nil {
+	if err := os.RemoveAll(b.blobs.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(b.blobs.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 }

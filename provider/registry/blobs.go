@@ -104,17 +104,13 @@ func (b *blobs) path(x blob) string {
 }
 
 // find returns the blob that has the content, with the mode that is wanted if both are there.
-func (b *blobs) find(want blob) (found blob, size int64, err error) {
+func (b *blobs) find(want blob) (found blob, err error) {
 	for _, x := range []blob{want, want.other()} {
-		info, err := os.Lstat(b.path(x))
-		if err == nil {
-			return x, info.Size(), nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return x, 0, err
+		if _, err := os.Lstat(b.path(x)); !errors.Is(err, fs.ErrNotExist) {
+			return x, err
 		}
 	}
-	return want, 0, fs.ErrNotExist
+	return want, fs.ErrNotExist
 }
 
 // has reports whether the blob is stored, with this mode.
@@ -155,7 +151,7 @@ func (b *blobs) missing(digests []string) ([]string, error) {
 			continue
 		}
 		seen[digest] = true
-		found, _, err := b.find(blob{sha256: digest})
+		found, err := b.find(blob{sha256: digest})
 		if errors.Is(err, fs.ErrNotExist) {
 			out = append(out, digest)
 			continue
@@ -292,7 +288,7 @@ func (b *blobs) intact(x blob) (bool, error) {
 // place puts the blob at path, as a hard link where the file system can, and makes it first from
 // the one with the other mode where only that is there. The caller holds the content.
 func (b *blobs) place(x blob, path string) error {
-	found, _, err := b.find(x)
+	found, err := b.find(x)
 	if err != nil {
 		return err
 	}

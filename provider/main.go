@@ -160,21 +160,38 @@ func pushCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, created, err := provider.Push(cmd.Context(), args[0], name, progress(cmd.ErrOrStderr()))
+			v, err := provider.Push(cmd.Context(), args[0], name, progress(cmd.ErrOrStderr()))
 			if err != nil {
 				return err
 			}
 			what := "pushed"
-			if !created {
+			if !v.Created {
 				what = "unchanged:"
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s %s:%s (%d files, %s)\n", what, v.Model, v.ID, len(v.Files), humanize.IBytes(uint64(v.Bytes)))
+			if !v.Zipped {
+				fmt.Fprintln(cmd.OutOrStdout(), sent(v))
+			}
 			return nil
 		},
 	}
 	c.flags(cmd)
 	cmd.Flags().StringVar(&name, "name", "", "the model's name; default: the bundle's own")
 	return cmd
+}
+
+// sent says what of the bundle went over the wire.
+func sent(v client.Pushed) string {
+	half := func(name string, sent, all int64) string {
+		switch sent {
+		case 0:
+			return name + " unchanged"
+		case all:
+			return name + " " + humanize.IBytes(uint64(all)) + " sent"
+		}
+		return fmt.Sprintf("%s %s of %s sent", name, humanize.IBytes(uint64(sent)), humanize.IBytes(uint64(all)))
+	}
+	return half("coefficients", v.CoefficientsSent, v.CoefficientsBytes) + ", " + half("code", v.CodeSent, v.CodeBytes)
 }
 
 // progress draws on a terminal and is silent elsewhere.
@@ -220,7 +237,7 @@ func deployCommand() *cobra.Command {
 			if file != "" {
 				return provider.DeployStack(cmd.Context(), file, filter, cmd.OutOrStdout())
 			}
-			v, _, err := provider.Push(cmd.Context(), args[0], name, progress(cmd.ErrOrStderr()))
+			v, err := provider.Push(cmd.Context(), args[0], name, progress(cmd.ErrOrStderr()))
 			if err != nil {
 				return err
 			}

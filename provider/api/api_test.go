@@ -85,6 +85,17 @@ func (m fakeModels) Push(_ context.Context, name string, zip io.Reader) (registr
 	}
 	return registry.Version{Model: name}, true, err
 }
+func (m fakeModels) PushFiles(_ context.Context, name string, _ []model.File) (registry.Version, bool, error) {
+	return registry.Version{Model: name}, true, m.err
+}
+func (m fakeModels) Missing([]string) ([]string, error) { return []string{"ab"}, m.err }
+func (m fakeModels) StoreBlob(_ string, content io.Reader) (bool, error) {
+	_, err := io.Copy(io.Discard, content)
+	if m.err != nil {
+		err = m.err
+	}
+	return true, err
+}
 func (m fakeModels) List() ([]registry.Model, error)      { return nil, m.err }
 func (m fakeModels) Get(n string) (registry.Model, error) { return registry.Model{Name: n}, m.err }
 func (m fakeModels) Delete(string, string) error          { return m.err }
@@ -107,7 +118,7 @@ func ask(s http.Handler, method, target, body string, authorised bool) *httptest
 }
 
 // example fills a route's parameters in.
-var example = strings.NewReplacer("{name}", "iris", "{version}", "1_2", "{path...}", "p")
+var example = strings.NewReplacer("{name}", "iris", "{version}", "1_2", "{sha256}", "ab", "{path...}", "p")
 
 func TestEverySystemRouteAsksForCredentials(t *testing.T) {
 	s := server(&fake{}, fakeModels{}, false)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"slices"
 	"time"
@@ -79,7 +80,19 @@ func (s *Server) pushModel(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	v, created, err := s.models.Push(r.Context(), name, &patientBody{r: r, stream: http.NewResponseController(w)})
+	var v registry.Version
+	var created bool
+	var err error
+	if isJSON(r) {
+		v, created, err = s.pushFiles(w, r, name)
+	} else {
+		v, created, err = s.models.Push(r.Context(), name, &patientBody{r: r, stream: http.NewResponseController(w)})
+	}
+	var lacks *registry.MissingError
+	if errors.As(err, &lacks) {
+		answer(w, http.StatusPreconditionFailed, Missing{lacks.SHA256})
+		return
+	}
 	if err != nil {
 		fail(w, err)
 		return
@@ -89,6 +102,12 @@ func (s *Server) pushModel(w http.ResponseWriter, r *http.Request) {
 		status = http.StatusCreated
 	}
 	answer(w, status, showVersion(v, s.backend.Running(name)))
+}
+
+// isJSON tells a list of files from a zip. A zip needs no Content-Type: curl -T sends none.
+func isJSON(r *http.Request) bool {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return err == nil && kind == "application/json"
 }
 
 func (s *Server) deleteVersion(w http.ResponseWriter, r *http.Request) {

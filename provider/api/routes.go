@@ -19,6 +19,7 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
+	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
 // Route is one row of Routes.
@@ -51,11 +52,13 @@ var Routes = []Route{
 	{"DELETE", "/system/namespace/{name}", "Delete a namespace and its secrets: 202, 404, 409 while it has functions.", method((*Server).deleteNamespace)},
 	{"GET", "/system/models", "Every model with its versions.", method((*Server).listModels)},
 	{"GET", "/system/models/{name}", "One model with its versions, the one pushed last first.", method((*Server).getModel)},
-	{"PUT", "/system/models/{name}", "Push a bundle as a zip: 201 new, 200 the same content again, 409 a label with other content, 400 or 413 refused.", method((*Server).pushModel)},
+	{"PUT", "/system/models/{name}", "Push a bundle as a zip, or as a JSON list of files whose blobs are stored: 201 new, 200 the same content again, 409 a label with other content, 412 with the blobs that are missing, 400 or 413 refused.", method((*Server).pushModel)},
 	{"DELETE", "/system/models/{name}/versions/{version}", "Delete a version: 202, 404, 409 while it is in a function's split.", method((*Server).deleteVersion)},
 	{"GET", "/system/models/{name}/traffic", "The split of the function of that name (query: namespace), its versions and their states.", method((*Server).getTraffic)},
 	{"PUT", "/system/models/{name}/traffic", "Split the function's calls between versions: 200 when the split holds, 404, 400 for a bad split, 422 with the traceback when a version does not start.", method((*Server).setTraffic)},
 	{"POST", "/system/models/{name}/rollback", "Move the calls to the split before this one: 200, 404, 409 when there is none.", method((*Server).rollback)},
+	{"POST", "/system/blobs/missing", "Which of the contents that the body names by SHA-256 are not stored.", method((*Server).missingBlobs)},
+	{"PUT", "/system/blobs/{sha256}", "Store a content for a later push: 201 new, 200 there already, 400 other content than the digest says, 413 too large.", method((*Server).putBlob)},
 	{"", functionPrefix + "{name}", "Call a function, as NAME or NAME.NAMESPACE.", method((*Server).invoke)},
 	{"", functionPrefix + "{name}/{path...}", "Call a function with a path of its own.", method((*Server).invoke)},
 	{"GET", "/healthz", "200 while the provider serves.", method((*Server).healthz)},
@@ -73,6 +76,9 @@ func method(h func(*Server, http.ResponseWriter, *http.Request)) func(*Server) h
 // Models is what the API needs of a registry.
 type Models interface {
 	Push(ctx context.Context, name string, zip io.Reader) (registry.Version, bool, error)
+	PushFiles(ctx context.Context, name string, files []model.File) (registry.Version, bool, error)
+	Missing(sha256 []string) ([]string, error)
+	StoreBlob(sha256 string, content io.Reader) (created bool, err error)
 	List() ([]registry.Model, error)
 	Get(name string) (registry.Model, error)
 	Delete(name, version string) error

@@ -62,9 +62,13 @@ func answer(w http.ResponseWriter, status int, value any) {
 
 // read decodes a JSON body. Fields that are not known are let pass: clients are newer and older.
 func read(w http.ResponseWriter, r *http.Request, value any) error {
+	return readUpTo(w, r, maxJSONBody, value)
+}
+
+func readUpTo(w http.ResponseWriter, r *http.Request, limit int64, value any) error {
 	stream := http.NewResponseController(w)
 	_ = stream.SetReadDeadline(time.Now().Add(bodyPatience))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJSONBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	_ = stream.SetReadDeadline(time.Time{}) // else it would end a long deployment's request
 	if err != nil {
 		return fmt.Errorf("read request: %w", err)

@@ -20,7 +20,6 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/faas-predict/faas-predict/provider/api"
-	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
 // Client talks to one provider.
@@ -107,80 +106,42 @@ func fromFaasCLI(gateway string) (*sdk.BasicAuth, error) {
 	return nil, nil
 }
 
-// Push sends the bundle, a directory or a zip, as a version of the model name; "" takes the bundle's
-// own name. progress hears how many of how many bytes are sent. created is false when the provider
-// had the same content.
-func (c *Client) Push(ctx context.Context, bundle, name string, progress func(sent, total int64)) (v api.ModelVersion, created bool, err error) {
-	scratch, err := os.MkdirTemp("", "faas-predict-push-")
-	if err != nil {
-		return v, false, fmt.Errorf("push: %w", err)
-	}
-	defer os.RemoveAll(scratch)
-	// A zip is opened too: what the provider would refuse after the upload is refused before it.
-	b, err := model.Load(ctx, bundle, scratch, model.DefaultLimits)
-	if err != nil {
-		return v, false, fmt.Errorf("%s: %w", bundle, err)
-	}
-	if name == "" {
-		name = b.Name
-	}
-	packed, err := os.Create(filepath.Join(scratch, "bundle.zip"))
-	if err != nil {
-		return v, false, fmt.Errorf("push: %w", err)
-	}
-	defer packed.Close()
-	if err := b.Pack(packed); err != nil {
-		return v, false, fmt.Errorf("push: %w", err)
-	}
-	size, err := packed.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return v, false, fmt.Errorf("push: %w", err)
-	}
-	if _, err := packed.Seek(0, io.SeekStart); err != nil {
-		return v, false, fmt.Errorf("push: %w", err)
-	}
-	body := &counted{Reader: packed, total: size, progress: progress}
-	status, err := c.do(ctx, http.MethodPut, "/system/models/"+url.PathEscape(name), body, size, &v)
-	return v, status == http.StatusCreated, err
-}
-
-// counted reports what is read. It hides Close: the transport must not close the file.
-type counted struct {
-	io.Reader
-	sent, total int64
-	progress    func(sent, total int64)
-}
-
-func (r *counted) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	if r.sent += int64(n); n > 0 && r.progress != nil {
-		r.progress(r.sent, r.total)
-	}
-	return n, err
-}
-
 // Model returns one model's versions.
 func (c *Client) Model(ctx context.Context, name string) (m api.Model, err error) {
-	_, err = c.do(ctx, http.MethodGet, "/system/models/"+url.PathEscape(name), nil, 0, &m)
+	_, err = c.do(ctx, http.MethodGet, "/system/models/"+url.PathEscape(name), body{}, &m)
 	return m, err
 }
 
 // Models returns every model's versions.
 func (c *Client) Models(ctx context.Context) (all []api.Model, err error) {
-	_, err = c.do(ctx, http.MethodGet, "/system/models", nil, 0, &all)
+	_, err = c.do(ctx, http.MethodGet, "/system/models", body{}, &all)
 	return all, err
 }
 
-func (c *Client) do(ctx context.Context, method, path string, body io.Reader, size int64, out any) (int, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.gateway.String()+path, body)
+// body is what a request sends; without a Reader that is nothing.
+type body struct {
+	io.Reader
+	size int64
+	kind string // Content-Type
+}
+
+// smallBody is sent without asking first whether it is wanted: that would cost more than it saves.
+const smallBody = 64 << 10
+
+// do asks and reads the answer into out, unless that is nil. 412 is an answer like 200: what it
+// lists is out's. The status is 0 when there was no answer.
+func (c *Client) do(ctx context.Context, method, path string, send body, out any) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.gateway.String()+path, send.Reader)
 	if err != nil {
 		return 0, fmt.Errorf("ask %s: %w", c.gateway, err)
 	}
-	if body != nil {
-		req.ContentLength = size
-		req.Header.Set("Content-Type", "application/zip")
-		// Credentials and name are judged before the body is sent, not after gigabytes of it.
-		req.Header.Set("Expect", "100-continue")
+	if send.Reader != nil {
+		req.ContentLength = send.size
+		req.Header.Set("Content-Type", send.kind)
+		if send.size > smallBody {
+			// Credentials and name are judged before the body is sent, not after gigabytes of it.
+			req.Header.Set("Expect", "100-continue")
+		}
 	}
 	if c.auth != nil {
 		if err := c.auth.Set(req); err != nil {
@@ -200,8 +161,11 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader, si
 	switch {
 	case res.StatusCode == http.StatusUnauthorized:
 		return res.StatusCode, fmt.Errorf("%s wants other credentials: log in with faas-cli login, or give --username and --password-stdin", c.gateway)
-	case res.StatusCode >= http.StatusMultipleChoices:
+	case res.StatusCode >= http.StatusMultipleChoices && res.StatusCode != http.StatusPreconditionFailed:
 		return res.StatusCode, fmt.Errorf("%s answered %s: %s", c.gateway, res.Status, strings.TrimSpace(string(answer)))
+	}
+	if out == nil {
+		return res.StatusCode, nil
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
 		return res.StatusCode, fmt.Errorf("read the answer of %s: %w", c.gateway, err)

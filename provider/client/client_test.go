@@ -82,9 +82,20 @@ func (s *standIn) asked() []string {
 // stores answers pushes as a provider does: 201, with the model's name and one version.
 func stores(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusCreated)
-	v := api.ModelVersion{Version: registry.Version{Model: filepath.Base(r.URL.Path)}, State: "stored"}
+	v := api.ModelVersion{Version: registry.Version{Model: filepath.Base(r.URL.Path)}, State: "registered"}
 	v.ID = "1_a"
 	json.NewEncoder(w).Encode(v)
+}
+
+// older makes a provider of one that takes zips only; push_test.go is about the others.
+func older(answer http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/system/blobs/") {
+			http.NotFound(w, r)
+			return
+		}
+		answer(w, r)
+	}
 }
 
 func folder(t *testing.T, files map[string]string) string {
@@ -122,14 +133,14 @@ func TestGatewayMustBeAnHTTPURL(t *testing.T) {
 }
 
 func TestPushSendsTheBundleAndNothingElse(t *testing.T) {
-	s := newStandIn(t, stores)
+	s := newStandIn(t, older(stores))
 	dir := folder(t, map[string]string{"main.py": predict, "coefficients/w": "1 2 3", "__pycache__/main.pyc": "x", ".git/HEAD": "x"})
 	var sent, total int64
-	v, created, err := s.Push(t.Context(), dir, "", func(n, of int64) { sent, total = n, of })
-	if err != nil || !created || v.ID != "1_a" || v.State != "stored" {
-		t.Fatalf("%+v, created %v, %v", v, created, err)
+	v, err := s.Push(t.Context(), dir, "", func(n, of int64) { sent, total = n, of })
+	if err != nil || !v.Created || !v.Zipped || v.ID != "1_a" || v.State != "registered" {
+		t.Fatalf("%+v, %v", v, err)
 	}
-	c := s.calls[0]
+	c := s.calls[1] // after the question what is missing
 	if c.method != http.MethodPut || c.path != "/system/models/iris" || c.user != "admin" || c.password != "secret" {
 		t.Errorf("asked %s %s as %s:%s", c.method, c.path, c.user, c.password)
 	}
@@ -151,22 +162,22 @@ func TestPushSendsTheBundleAndNothingElse(t *testing.T) {
 }
 
 func TestPushTakesTheGivenName(t *testing.T) {
-	s := newStandIn(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"version":"1_a"}`) })
-	_, created, err := s.Push(t.Context(), folder(t, map[string]string{"main.py": predict}), "a/b", nil)
-	if err != nil || created {
-		t.Errorf("the same content again: created %v, %v", created, err)
+	s := newStandIn(t, older(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"version":"1_a"}`) }))
+	v, err := s.Push(t.Context(), folder(t, map[string]string{"main.py": predict}), "a/b", nil)
+	if err != nil || v.Created {
+		t.Errorf("the same content again: created %v, %v", v.Created, err)
 	}
-	if diff := cmp.Diff([]string{"PUT /system/models/a%2Fb"}, s.asked()); diff != "" {
+	if diff := cmp.Diff([]string{"POST /system/blobs/missing", "PUT /system/models/a%2Fb"}, s.asked()); diff != "" {
 		t.Error(diff)
 	}
 }
 
 func TestPushRefusesABadBundleBeforeSendingIt(t *testing.T) {
-	s := newStandIn(t, stores)
+	s := newStandIn(t, older(stores))
 	dir := folder(t, map[string]string{"readme.txt": "no code"})
-	_, _, err := s.Push(t.Context(), dir, "", nil)
+	_, err := s.Push(t.Context(), dir, "", nil)
 	wantError(t, err, dir, "main.py")
-	_, _, err = s.Push(t.Context(), filepath.Join(dir, "nowhere.zip"), "", nil)
+	_, err = s.Push(t.Context(), filepath.Join(dir, "nowhere.zip"), "", nil)
 	wantError(t, err, "nowhere.zip")
 	if asked := s.asked(); len(asked) != 0 {
 		t.Errorf("asked %v", asked)
@@ -174,11 +185,11 @@ func TestPushRefusesABadBundleBeforeSendingIt(t *testing.T) {
 }
 
 func TestPushWithWrongCredentialsSendsNoBundle(t *testing.T) {
-	s := newStandIn(t, stores)
+	s := newStandIn(t, older(stores))
 	s.auth = &sdk.BasicAuth{Username: "guest", Password: "guest"}
 	var sent int64
 	dir := folder(t, map[string]string{"main.py": predict, "coefficients/w": strings.Repeat("1 2 3", 1<<20)})
-	_, _, err := s.Push(t.Context(), dir, "", func(n, _ int64) { sent = n })
+	_, err := s.Push(t.Context(), dir, "", func(n, _ int64) { sent = n })
 	wantError(t, err, s.Gateway()+" wants other credentials", "faas-cli login", "--password-stdin")
 	if sent != 0 {
 		t.Errorf("%d bytes were sent", sent)
@@ -189,7 +200,7 @@ func TestProvidersErrorIsShownWithItsText(t *testing.T) {
 	s := newStandIn(t, func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "label 1_a stands for other content: main.py changed", http.StatusConflict)
 	})
-	_, _, err := s.Push(t.Context(), folder(t, map[string]string{"main.py": predict}), "", nil)
+	_, err := s.Push(t.Context(), folder(t, map[string]string{"main.py": predict}), "", nil)
 	wantError(t, err, s.Gateway()+" answered 409 Conflict: label 1_a stands for other content: main.py changed")
 	_, err = s.Model(t.Context(), "iris")
 	wantError(t, err, "409", "main.py changed")
@@ -205,14 +216,14 @@ func TestAnswerOfSomethingElseIsNamed(t *testing.T) {
 
 func TestModelsAreRead(t *testing.T) {
 	s := newStandIn(t, func(w http.ResponseWriter, r *http.Request) {
-		m := `{"name":"iris","latest":"2_a","versions":[{"state":"serving"},{"state":"stored"}]}`
+		m := `{"name":"iris","latest":"2_a","versions":[{"state":"active"},{"state":"registered"}]}`
 		if r.URL.Path == "/system/models" {
 			m = "[" + m + "]"
 		}
 		fmt.Fprint(w, m)
 	})
 	one, err := s.Model(t.Context(), "iris")
-	if err != nil || one.Latest != "2_a" || len(one.Versions) != 2 || one.Versions[0].State != "serving" {
+	if err != nil || one.Latest != "2_a" || len(one.Versions) != 2 || one.Versions[0].State != "active" {
 		t.Errorf("%+v, %v", one, err)
 	}
 	all, err := s.Models(t.Context())
@@ -230,7 +241,7 @@ func TestCallerDecidesHowLongToWait(t *testing.T) {
 	for name, ask := range map[string]func() error{
 		"models": func() error { _, err := s.Models(ctx); return err },
 		"push": func() error {
-			_, _, err := s.Push(ctx, folder(t, map[string]string{"main.py": predict}), "", nil)
+			_, err := s.Push(ctx, folder(t, map[string]string{"main.py": predict}), "", nil)
 			return err
 		},
 		"deploy": func() error { return s.Deploy(ctx, types.FunctionDeployment{Service: "iris"}, io.Discard) },

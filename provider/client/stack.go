@@ -53,12 +53,12 @@ func (c *Client) deployFunction(ctx context.Context, base, name string, f stack.
 			handler = filepath.Join(base, handler)
 		}
 		if info, err := os.Stat(handler); err == nil && info.IsDir() {
-			v, created, err := c.Push(ctx, handler, modelName(f.Image, name), nil)
+			v, err := c.Push(ctx, handler, modelName(f.Image, name), nil)
 			if err != nil {
 				return err
 			}
 			what := "pushed"
-			if !created {
+			if !v.Created {
 				what = "unchanged"
 			}
 			fmt.Fprintf(out, "%s: %s %s\n", name, what, v.ID)

@@ -36,7 +36,7 @@ func deploys(w http.ResponseWriter, r *http.Request) {
 }
 
 func TestStackIsPushedAndDeployed(t *testing.T) {
-	s := newStandIn(t, deploys)
+	s := newStandIn(t, older(deploys))
 	file := stackFile(t, `
   b:
     handler: ./b
@@ -57,7 +57,7 @@ func TestStackIsPushedAndDeployed(t *testing.T) {
 	}
 	want := []string{
 		"PUT /system/functions", "POST /system/functions",
-		"PUT /system/models/beta", "PUT /system/functions", "POST /system/functions",
+		"POST /system/blobs/missing", "PUT /system/models/beta", "PUT /system/functions", "POST /system/functions",
 	}
 	if diff := cmp.Diff(want, s.asked()); diff != "" {
 		t.Fatal(diff)
@@ -66,7 +66,7 @@ func TestStackIsPushedAndDeployed(t *testing.T) {
 		t.Errorf("said %s", got)
 	}
 	var a, b types.FunctionDeployment
-	if json.Unmarshal(s.calls[1].body, &a) != nil || json.Unmarshal(s.calls[4].body, &b) != nil {
+	if json.Unmarshal(s.calls[1].body, &a) != nil || json.Unmarshal(s.calls[5].body, &b) != nil {
 		t.Fatal("not read")
 	}
 	if a.Service != "a" || a.Image != "a" {
@@ -110,7 +110,7 @@ func TestFilterTakesSomeOfAStack(t *testing.T) {
 }
 
 func TestUnreadableStackIsNamed(t *testing.T) {
-	s := newStandIn(t, deploys)
+	s := newStandIn(t, older(deploys))
 	for text, want := range map[string]string{
 		"functions: [":                 "yaml",
 		"provider: {name: swarm}":      "swarm",

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 
@@ -20,11 +19,11 @@ func (c *Client) Traffic(ctx context.Context, ref backend.Ref) (backend.TrafficS
 
 // SetTraffic splits a function's calls. It returns when the split holds, or why it does not.
 func (c *Client) SetTraffic(ctx context.Context, ref backend.Ref, split traffic.Split) (backend.TrafficStatus, error) {
-	body, err := json.Marshal(split)
+	raw, err := json.Marshal(split)
 	if err != nil {
 		return backend.TrafficStatus{}, fmt.Errorf("split the calls of %s: %w", ref, err)
 	}
-	return c.traffic(ctx, http.MethodPut, ref, "traffic", body)
+	return c.traffic(ctx, http.MethodPut, ref, "traffic", raw)
 }
 
 // Rollback moves a function's calls to the split before.
@@ -32,12 +31,12 @@ func (c *Client) Rollback(ctx context.Context, ref backend.Ref) (backend.Traffic
 	return c.traffic(ctx, http.MethodPost, ref, "rollback", nil)
 }
 
-func (c *Client) traffic(ctx context.Context, method string, ref backend.Ref, what string, body []byte) (out backend.TrafficStatus, err error) {
-	path := fmt.Sprintf("/system/models/%s/%s?namespace=%s", ref.Name, what, url.QueryEscape(ref.Namespace))
-	var content io.Reader
-	if body != nil {
-		content = bytes.NewReader(body)
+func (c *Client) traffic(ctx context.Context, method string, ref backend.Ref, what string, split []byte) (out backend.TrafficStatus, err error) {
+	path := modelPath(ref.Name) + "/" + what + "?namespace=" + url.QueryEscape(ref.Namespace)
+	var send body
+	if split != nil {
+		send = body{bytes.NewReader(split), int64(len(split)), "application/json"}
 	}
-	_, err = c.do(ctx, method, path, content, int64(len(body)), &out)
+	_, err = c.do(ctx, method, path, send, &out)
 	return out, err
 }

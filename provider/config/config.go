@@ -116,7 +116,7 @@ var Settings = []Setting{
 		c.KeepWarm, err = integer(v, 0, 16)
 		return err
 	}},
-	{"max_model_bytes", "2147483648", "Largest zip that a push may send, in bytes.", func(c *Config, v string) error {
+	{"max_model_bytes", "2147483648", "Largest zip, or single file of a bundle, that a push may send, in bytes.", func(c *Config, v string) error {
 		n, err := strconv.ParseInt(v, 10, 64)
 		if err != nil || n < 1 {
 			return fmt.Errorf("is %q, want a positive number of bytes", v)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -19,4 +20,13 @@ func flush(dir string) error {
 		return fmt.Errorf("flush %s: %w", dir, err)
 	}
 	return nil
+}
+
+// syncPath brings one file or directory to the disk.
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }

@@ -1,18 +1,18 @@
 // Package registry keeps pushed bundles: every version of every model, immutable once it is stored.
 //
-// A version's files are a directory that is renamed into place when it is complete; its record in
-// the database is written after that, and only what has a record exists. So a push that was cut off
-// at any point leaves nothing that can be seen, and Open removes what it left on disk.
+// Each content is kept once, as a blob, whichever and however many versions have it. A version's
+// files are a directory of hard links to blobs that is renamed into place when it is complete; its
+// record in the database is written after that, and only what has a record exists. So a push that
+// was cut off at any point leaves nothing that can be seen, and Open removes what it left on disk.
 //
 // Nothing here runs a model, speaks HTTP or knows a function.
 package registry
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -34,9 +34,15 @@ var ErrConflict = errors.New("version already means something else")
 // Version is a stored bundle's record.
 type Version struct {
 	model.Version
-	Model     string       `json:"name"`
-	Runtime   string       `json:"runtime"`
-	Bytes     int64        `json:"bytes"` // of all files, unpacked
+	Model   string `json:"name"`
+	Runtime string `json:"runtime"`
+	Bytes   int64  `json:"bytes"` // of all files, unpacked
+	// The bytes of each half, and how many of them no version had before this one.
+	CodeBytes            int64 `json:"code_bytes"`
+	CodeNewBytes         int64 `json:"code_new_bytes"`
+	CoefficientsBytes    int64 `json:"coefficients_bytes"`
+	CoefficientsNewBytes int64 `json:"coefficients_new_bytes"`
+
 	CreatedAt time.Time    `json:"created_at"`
 	PushedAt  time.Time    `json:"pushed_at"` // the last time this content was pushed
 	Files     []model.File `json:"files"`
@@ -55,6 +61,7 @@ type Registry struct {
 	dir    string // one directory a model below it
 	limits model.Limits
 	maxZip int64
+	blobs  *blobs
 
 	mu   sync.Mutex     // serialises what changes records, directories in place and uses
 	uses map[string]int // functions that run a version, by key
@@ -66,10 +73,12 @@ var bucket = []byte("models")
 const (
 	incoming = ".incoming"
 	removed  = ".removed"
+	stored   = ".blobs"
 )
 
 // Open returns the registry whose files are below dir and whose records are in db. It removes what
-// an interrupted push or delete left behind. maxZip is the largest zip that Push takes, in bytes.
+// an interrupted push or delete left behind, and blobs that no version uses. maxZip is the largest
+// zip that Push takes and the largest file that StoreBlob takes, in bytes.
 func Open(db *bbolt.DB, dir string, limits model.Limits, maxZip int64) (*Registry, error) {
 	r := &Registry{db: db, dir: dir, limits: limits, maxZip: maxZip, uses: map[string]int{}}
 	if err := db.Update(func(tx *bbolt.Tx) error {
@@ -81,7 +90,37 @@ func Open(db *bbolt.DB, dir string, limits model.Limits, maxZip int64) (*Registr
 	if err := r.sweep(); err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
+	var err error
+	if r.blobs, err = openBlobs(filepath.Join(dir, stored), filepath.Join(dir, incoming)); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	if err := r.reference(); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	r.collect()
 	return r, nil
+}
+
+// collect removes blobs that no version uses. What was uploaded and not yet pushed has some time.
+func (r *Registry) collect() { r.blobs.collect(time.Now()) }
+
+// reference tells the blobs which records use them. A version that was stored before there were
+// blobs gives its files to be blobs, so that a push does not send again what the provider has.
+func (r *Registry) reference() error {
+	return r.each(nil, func(v Version) error {
+		for _, f := range v.Files {
+			if r.blobs.has(blobOf(f)) {
+				continue
+			}
+			if err := r.blobs.adopt(filepath.Join(r.path(v.Model, v.ID), filepath.FromSlash(f.Path)), blobOf(f)); err != nil {
+				// The version goes on as it is. Its file is only not shared.
+				slog.Warn("a file of a stored version cannot be shared with other versions", "model", v.Model, "version", v.ID, "file", f.Path, "error", err)
+			}
+			step("adopted")
+		}
+		r.blobs.use(v.Files)
+		return nil
+	})
 }
 
 // sweep makes the directory agree with the records.
@@ -125,169 +164,46 @@ func (r *Registry) sweep() error {
 	return nil
 }
 
-// Push stores the zip as a version of the model and makes that the model's latest. created is false
-// when the same content was there already. A bundle that breaks a rule gives a *model.RefusedError,
-// a label with other content ErrConflict.
-func (r *Registry) Push(ctx context.Context, name string, zip io.Reader) (v Version, created bool, err error) {
-	if err := backend.CheckName("model", name); err != nil {
-		return Version{}, false, err
-	}
-	scratch, err := os.MkdirTemp(filepath.Join(r.dir, incoming), "push-")
-	if err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-
-	file := filepath.Join(scratch, "body.zip")
-	if err := r.receive(file, zip); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	tree := filepath.Join(scratch, name) // a bundle without a manifest takes its directory's name
-	if err := os.Mkdir(tree, 0o755); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	if err := model.Extract(ctx, file, tree, r.limits); err != nil {
-		return Version{}, false, err
-	}
-	bundle, err := model.Open(tree)
-	if err != nil {
-		return Version{}, false, err
-	}
-	if err := os.Chmod(tree, 0o755); err != nil { // Mkdir obeyed the umask
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	if err := flush(tree); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	return r.place(name, bundle)
-}
-
-func (r *Registry) receive(file string, zip io.Reader) error {
-	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	n, err := io.Copy(out, io.LimitReader(zip, r.maxZip+1))
-	if closeErr := out.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil && n > r.maxZip {
-		err = &model.RefusedError{Rule: fmt.Sprintf("is larger than the %d bytes that a push may send", r.maxZip), Err: model.ErrTooLarge}
-	}
-	return err
-}
-
-// place gives a complete, checked bundle its name.
-func (r *Registry) place(name string, bundle *model.Bundle) (Version, bool, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now().UTC()
-	stored, err := r.record(name, bundle.Version.ID)
-	switch {
-	case err == nil:
-		if stored.CodeDigest != bundle.Version.CodeDigest || stored.CoefficientsDigest != bundle.Version.CoefficientsDigest {
-			return Version{}, false, fmt.Errorf("%w: version %s of %s is stored with other content (%s); change the label of what you changed",
-				ErrConflict, bundle.Version.ID, name, differences(stored.Files, bundle.Files))
-		}
-		stored.PushedAt = now
-		return stored, false, r.save(stored)
-	case !errors.Is(err, backend.ErrNotFound):
-		return Version{}, false, err
-	}
-
-	v := Version{Version: bundle.Version, Model: name, Runtime: bundle.Runtime, CreatedAt: now, PushedAt: now, Files: bundle.Files}
-	for _, f := range bundle.Files {
-		v.Bytes += f.Size
-	}
-	parent := filepath.Join(r.dir, name)
-	if err := os.MkdirAll(parent, 0o711); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	if err := os.Chmod(parent, 0o711); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	if err := os.Rename(bundle.Dir, r.path(name, v.ID)); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	if err := flush(parent); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	return v, true, r.save(v)
-}
-
-// differences names up to five files that are not the same in both lists.
-func differences(old, new []model.File) string {
-	type state struct {
-		sum        string
-		executable bool
-	}
-	was := make(map[string]state, len(old))
-	for _, f := range old {
-		was[f.Path] = state{f.SHA256, f.Executable}
-	}
-	var out []string
-	for _, f := range new {
-		before, existed := was[f.Path]
-		switch {
-		case !existed:
-			out = append(out, f.Path+" added")
-		case before != state{f.SHA256, f.Executable}:
-			out = append(out, f.Path+" changed")
-		}
-		delete(was, f.Path)
-	}
-	for path := range was {
-		out = append(out, path+" removed")
-	}
-	sort.Strings(out)
-	const shown = 5
-	if len(out) > shown {
-		out = append(out[:shown], fmt.Sprintf("and %d more", len(out)-shown))
-	}
-	return strings.Join(out, ", ")
-}
-
 // List returns every model, sorted by name.
 func (r *Registry) List() ([]Model, error) {
 	models := []Model{}
-	err := r.db.View(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucket).ForEach(func(_, raw []byte) error {
-			var v Version
-			if err := json.Unmarshal(raw, &v); err != nil {
-				return err
-			}
-			// Keys start with the model's name, so a model's versions come one after the other.
-			if n := len(models); n == 0 || models[n-1].Name != v.Model {
-				models = append(models, Model{Name: v.Model})
-			}
-			m := &models[len(models)-1]
-			m.Versions = append(m.Versions, v)
-			return nil
-		})
+	err := r.each(nil, func(v Version) error {
+		// Keys start with the model's name, so a model's versions come one after the other.
+		if n := len(models); n == 0 || models[n-1].Name != v.Model {
+			models = append(models, Model{Name: v.Model})
+		}
+		m := &models[len(models)-1]
+		m.Versions = append(m.Versions, v)
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list models: %w", err)
 	}
 	for i := range models {
-		vs := models[i].Versions
-		sort.Slice(vs, func(a, b int) bool { return vs[a].PushedAt.After(vs[b].PushedAt) })
-		models[i].Latest = vs[0].ID
+		models[i].sort()
 	}
 	return models, nil
 }
 
-// Get returns one model.
+// Get returns one model. It reads the records of that model only.
 func (r *Registry) Get(name string) (Model, error) {
-	models, err := r.List()
-	if err != nil {
-		return Model{}, err
+	m := Model{Name: name}
+	if err := r.each(key(name, ""), func(v Version) error {
+		m.Versions = append(m.Versions, v)
+		return nil
+	}); err != nil {
+		return Model{}, fmt.Errorf("list versions: %w", err)
 	}
-	for _, m := range models {
-		if m.Name == name {
-			return m, nil
-		}
+	if len(m.Versions) == 0 {
+		return Model{}, fmt.Errorf("model %q %w", name, backend.ErrNotFound)
 	}
-	return Model{}, fmt.Errorf("model %q %w", name, backend.ErrNotFound)
+	m.sort()
+	return m, nil
+}
+
+func (m *Model) sort() {
+	sort.Slice(m.Versions, func(a, b int) bool { return m.Versions[a].PushedAt.After(m.Versions[b].PushedAt) })
+	m.Latest = m.Versions[0].ID
 }
 
 // Resolve implements backend.Models.
@@ -347,36 +263,97 @@ func (r *Registry) InUse(name, version string) bool {
 func (r *Registry) Delete(name, version string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, err := r.record(name, version); err != nil {
+	v, err := r.record(name, version)
+	if err != nil {
 		return err
 	}
 	if n := r.uses[string(key(name, version))]; n > 0 {
 		return fmt.Errorf("version %s of %s is %w by %d function(s)", version, name, backend.ErrInUse, n)
 	}
+	step("before the record is removed")
 	if err := r.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Delete(key(name, version)) }); err != nil {
 		return fmt.Errorf("delete version: %w", err)
 	}
+	step("record removed")
+	r.blobs.drop(v.Files)
+	defer r.collect()
+	if err := r.clear(name, version); err != nil {
+		return fmt.Errorf("delete version: %w", err)
+	}
+	return nil
+}
+
+// clear removes the files of a version that has no record.
+func (r *Registry) clear(name, version string) error {
 	trash, err := os.MkdirTemp(filepath.Join(r.dir, removed), "version-")
 	if err != nil {
-		return fmt.Errorf("delete version: %w", err)
+		return err
 	}
 	// Renamed first: a removal that is cut off halfway must not leave half a version under its name.
 	if err := os.Rename(r.path(name, version), filepath.Join(trash, version)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete version: %w", err)
+		return err
 	}
-	return os.RemoveAll(trash)
+	step("moved out of the way")
+	if err := os.RemoveAll(trash); err != nil {
+		return err
+	}
+	step("files removed")
+	return nil
 }
 
-func (r *Registry) record(name, version string) (Version, error) {
-	var v Version
-	err := r.db.View(func(tx *bbolt.Tx) error {
+func (r *Registry) record(name, version string) (v Version, err error) {
+	err = r.db.View(func(tx *bbolt.Tx) error {
 		raw := tx.Bucket(bucket).Get(key(name, version))
 		if raw == nil {
 			return fmt.Errorf("version %q of model %q %w", version, name, backend.ErrNotFound)
 		}
-		return json.Unmarshal(raw, &v)
+		v, err = decode(raw)
+		return err
 	})
 	return v, err
+}
+
+// each gives the records whose keys start with prefix to visit, in the order of their keys.
+func (r *Registry) each(prefix []byte, visit func(Version) error) error {
+	return r.db.View(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bucket).Cursor()
+		for k, raw := c.Seek(prefix); bytes.HasPrefix(k, prefix) && k != nil; k, raw = c.Next() {
+			v, err := decode(raw)
+			if err != nil {
+				return err
+			}
+			if err := visit(v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func decode(raw []byte) (Version, error) {
+	var v Version
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return v, fmt.Errorf("read record: %w", err)
+	}
+	if v.CodeBytes+v.CoefficientsBytes == 0 {
+		// Written before the halves were counted, when every version was stored whole.
+		v.count()
+		v.CodeNewBytes, v.CoefficientsNewBytes = v.CodeBytes, v.CoefficientsBytes
+	}
+	return v, nil
+}
+
+// count fills the sizes that follow from Files.
+func (v *Version) count() {
+	v.Bytes, v.CodeBytes, v.CoefficientsBytes = 0, 0, 0
+	for _, f := range v.Files {
+		v.Bytes += f.Size
+		if f.Coefficient {
+			v.CoefficientsBytes += f.Size
+		} else {
+			v.CodeBytes += f.Size
+		}
+	}
 }
 
 func (r *Registry) save(v Version) error {

@@ -25,7 +25,7 @@ type bench struct {
 	db   *bbolt.DB
 }
 
-func newBench(t *testing.T, maxZip int64) *bench {
+func newBench(t testing.TB, maxZip int64) *bench {
 	t.Helper()
 	b := &bench{root: t.TempDir()}
 	b.open(t, maxZip)
@@ -33,7 +33,7 @@ func newBench(t *testing.T, maxZip int64) *bench {
 	return b
 }
 
-func (b *bench) open(t *testing.T, maxZip int64) {
+func (b *bench) open(t testing.TB, maxZip int64) {
 	t.Helper()
 	var err error
 	if b.db, err = bbolt.Open(filepath.Join(b.root, "state.db"), 0o600, &bbolt.Options{Timeout: time.Second}); err != nil {
@@ -51,23 +51,35 @@ func (b *bench) open(t *testing.T, maxZip int64) {
 const plenty = 1 << 20
 
 // bundle zips files; main.py is there unless it is given.
-func bundle(t *testing.T, files map[string]string) io.Reader {
+func bundle(t fataler, files map[string]string) io.Reader {
 	t.Helper()
-	all := map[string]string{"main.py": "def predict(request):\n    return request\n"}
+	all := map[string]string{"main.py": echoCode}
 	maps.Copy(all, files)
+	return bytes.NewReader(zipped(t, all))
+}
+
+// zipped zips files; a path that ends in ! is executable.
+func zipped(t fataler, files map[string]string) []byte {
+	t.Helper()
 	var out bytes.Buffer
 	z := zip.NewWriter(&out)
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		w, err := z.Create(name)
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		name, executable := strings.CutSuffix(path, "!")
+		header := &zip.FileHeader{Name: name, Method: zip.Deflate}
+		header.SetMode(0o644)
+		if executable {
+			header.SetMode(0o755)
+		}
+		w, err := z.CreateHeader(header)
 		if err != nil {
 			t.Fatal(err)
 		}
-		io.WriteString(w, all[name])
+		io.WriteString(w, files[path])
 	}
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return &out
+	return out.Bytes()
 }
 
 func (b *bench) push(t *testing.T, name string, files map[string]string) (Version, bool) {

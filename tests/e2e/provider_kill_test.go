@@ -15,8 +15,10 @@ import (
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
+	sdk "github.com/openfaas/go-sdk"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/client"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
@@ -25,8 +27,8 @@ import (
 // happened or not; its subject is left out until the next answer about it.
 type acknowledged struct {
 	mu         sync.Mutex
-	models     map[string]bool
-	functions  map[string]int // replicas
+	models     map[string]string // the version pushed last
+	functions  map[string]int    // replicas
 	splits     map[string]traffic.Split
 	secrets    map[string]string
 	namespaces map[string]bool
@@ -35,14 +37,27 @@ type acknowledged struct {
 
 // chaos does one random operation after the other until the provider goes away. Each worker has
 // subjects of its own, so that it knows what the last answer about each of them was.
-func (a *acknowledged) chaos(ctx context.Context, p *provider, worker int, zips [][]byte, versions []string) {
+func (a *acknowledged) chaos(ctx context.Context, p *provider, worker int, bundles []pushable, versions []string) {
 	for ctx.Err() == nil {
 		subject := fmt.Sprintf("w%d-%d", worker, rand.IntN(2))
 		var err error
 		switch rand.IntN(10) {
 		case 0:
-			err = p.putModel(ctx, subject, zips[rand.IntN(len(zips))])
-			a.note(err, func() { a.models[subject] = true })
+			a.mu.Lock()
+			version := a.models[subject]
+			delete(a.models, subject)
+			a.mu.Unlock()
+			if version != "" && rand.IntN(4) == 0 {
+				_ = p.deleteVersion(ctx, subject, version)
+				break
+			}
+			b := bundles[rand.IntN(len(bundles))]
+			if rand.IntN(2) == 0 {
+				err = p.putModel(ctx, subject, b.zip)
+			} else {
+				err = p.pushByDigest(ctx, subject, b.dir)
+			}
+			a.note(err, func() { a.models[subject] = b.version })
 		case 1, 2:
 			a.forgetFunction(subject)
 			spec := types.FunctionDeployment{Service: subject, Image: "echo"}
@@ -165,6 +180,34 @@ func (p *provider) putModel(ctx context.Context, name string, zip []byte) error 
 	return nil
 }
 
+func (p *provider) pushByDigest(ctx context.Context, name, dir string) error {
+	c, err := client.New(p.url(""), &sdk.BasicAuth{Username: "admin", Password: p.password})
+	if err != nil {
+		return err
+	}
+	_, err = c.Push(ctx, dir, name, nil)
+	return err
+}
+
+func (p *provider) deleteVersion(ctx context.Context, name, version string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, p.url("/system/models/"+name+"/versions/"+version), nil)
+	if err != nil {
+		return err
+	}
+	req.SetBasicAuth("admin", p.password)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	return res.Body.Close()
+}
+
+// pushable is a bundle in the forms that a push takes.
+type pushable struct {
+	dir, version string
+	zip          []byte
+}
+
 // verify holds the provider to what was acknowledged, and its directory to what it says.
 func (a *acknowledged) verify(p *provider) {
 	t := p.t
@@ -206,13 +249,13 @@ func (a *acknowledged) verify(p *provider) {
 			t.Errorf("namespace %s is gone", name)
 		}
 	}
-	for name := range a.models {
-		if _, err := os.Stat(filepath.Join(p.data(), "models", name)); err != nil {
-			t.Errorf("model %s is gone", name)
+	for name, version := range a.models {
+		if _, err := os.Stat(filepath.Join(p.data(), "models", name, version)); err != nil {
+			t.Errorf("version %s of model %s is gone", version, name)
 		}
 	}
 	// Every version that can be seen is whole: it still has the name that its content gives it.
-	versions, _ := filepath.Glob(filepath.Join(p.data(), "models", "*", "*"))
+	versions, _ := filepath.Glob(filepath.Join(p.data(), "models", "*", "*_*"))
 	for _, dir := range versions {
 		b, err := model.Open(dir)
 		if err != nil || b.Version.ID != filepath.Base(dir) {
@@ -232,7 +275,7 @@ func TestProviderComesBackWithEverythingItAcknowledged(t *testing.T) {
 		t.Fatalf("pushed: %+v", pushed)
 	}
 	versions := []string{pushed.Versions[0].Version, pushed.Versions[1].Version}
-	var zips [][]byte
+	var bundles []pushable
 	for i := range 6 {
 		// Large enough that a kill meets a push at every stage of it.
 		b, err := model.Open(bundle(t, map[string]string{"main.py": talkativeModel, "coefficients/w": strings.Repeat(fmt.Sprint(i), 1<<20)}))
@@ -243,15 +286,15 @@ func TestProviderComesBackWithEverythingItAcknowledged(t *testing.T) {
 		if err := b.Pack(&zip); err != nil {
 			t.Fatal(err)
 		}
-		zips = append(zips, zip.Bytes())
+		bundles = append(bundles, pushable{b.Dir, b.Version.ID, zip.Bytes()})
 	}
-	a := &acknowledged{models: map[string]bool{}, functions: map[string]int{}, splits: map[string]traffic.Split{}, secrets: map[string]string{}, namespaces: map[string]bool{}}
+	a := &acknowledged{models: map[string]string{}, functions: map[string]int{}, splits: map[string]traffic.Split{}, secrets: map[string]string{}, namespaces: map[string]bool{}}
 	const kills = 12
 	for range kills {
 		ctx, cancel := context.WithCancel(t.Context())
 		var workers sync.WaitGroup
 		for worker := range 4 {
-			workers.Go(func() { a.chaos(ctx, p, worker, zips, versions) })
+			workers.Go(func() { a.chaos(ctx, p, worker, bundles, versions) })
 		}
 		time.Sleep(time.Duration(50+rand.IntN(700)) * time.Millisecond)
 		p.kill()

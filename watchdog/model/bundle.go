@@ -199,6 +199,11 @@ func checkPath(name string) error {
 	case len(name) > 1024:
 		return refused(name[:64]+"…", "has a path longer than 1024 bytes")
 	}
+	for part := range strings.SplitSeq(name, "/") {
+		if len(part) > 255 {
+			return refused(part[:64]+"…", "has a name longer than 255 bytes")
+		}
+	}
 	return nil
 }
 

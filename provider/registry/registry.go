@@ -65,6 +65,8 @@ type Registry struct {
 
 	mu   sync.Mutex     // serialises what changes records, directories in place and uses
 	uses map[string]int // functions that run a version, by key
+
+	decoded sync.Map // key to decodedRecord
 }
 
 var bucket = []byte("models")
@@ -274,6 +276,7 @@ func (r *Registry) Delete(name, version string) error {
 	if err := r.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Delete(key(name, version)) }); err != nil {
 		return fmt.Errorf("delete version: %w", err)
 	}
+	r.decoded.Delete(string(key(name, version)))
 	step("record removed")
 	r.blobs.drop(v.Files)
 	defer r.collect()
@@ -307,7 +310,7 @@ func (r *Registry) record(name, version string) (v Version, err error) {
 		if raw == nil {
 			return fmt.Errorf("version %q of model %q %w", version, name, backend.ErrNotFound)
 		}
-		v, err = decode(raw)
+		v, err = r.decode(key(name, version), raw)
 		return err
 	})
 	return v, err
@@ -318,7 +321,7 @@ func (r *Registry) each(prefix []byte, visit func(Version) error) error {
 	return r.db.View(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucket).Cursor()
 		for k, raw := c.Seek(prefix); bytes.HasPrefix(k, prefix) && k != nil; k, raw = c.Next() {
-			v, err := decode(raw)
+			v, err := r.decode(k, raw)
 			if err != nil {
 				return err
 			}
@@ -330,7 +333,18 @@ func (r *Registry) each(prefix []byte, visit func(Version) error) error {
 	})
 }
 
-func decode(raw []byte) (Version, error) {
+// decodedRecord is a record as it was read last; raw tells whether it is still that one.
+type decodedRecord struct {
+	raw     []byte
+	version Version
+}
+
+// decode reads a record. It remembers what it read, because listing a thousand versions would spend
+// nearly all its time reading the same JSON again.
+func (r *Registry) decode(key, raw []byte) (Version, error) {
+	if known, ok := r.decoded.Load(string(key)); ok && bytes.Equal(known.(decodedRecord).raw, raw) {
+		return known.(decodedRecord).version, nil
+	}
 	var v Version
 	if err := json.Unmarshal(raw, &v); err != nil {
 		return v, fmt.Errorf("read record: %w", err)
@@ -340,6 +354,7 @@ func decode(raw []byte) (Version, error) {
 		v.count()
 		v.CodeNewBytes, v.CoefficientsNewBytes = v.CodeBytes, v.CoefficientsBytes
 	}
+	r.decoded.Store(string(key), decodedRecord{bytes.Clone(raw), v})
 	return v, nil
 }
 

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"archive/zip"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -337,4 +339,83 @@ func TestProviderCommandsMoveTraffic(t *testing.T) {
 		t.Errorf("left: %+v", m)
 	}
 	p.wantCall("iris", "x", one)
+}
+
+// switchTimes moves all calls to and fro and returns the median time of a move.
+func (p *provider) switchTimes(one, two string) time.Duration {
+	p.t.Helper()
+	var times []time.Duration
+	for range 20 {
+		for _, s := range []traffic.Split{split(two, 1000, one, 0), split(one, 1000, two, 0)} {
+			at := time.Now()
+			if status := p.system(http.MethodPut, "/system/models/iris/traffic", s, nil); status != http.StatusOK {
+				p.t.Fatal(status)
+			}
+			times = append(times, time.Since(at))
+		}
+	}
+	slices.Sort(times)
+	return times[len(times)/2]
+}
+
+func TestProviderListsAndSwitchesAmongAThousandVersions(t *testing.T) {
+	p := startProvider(t)
+	one, two := p.pushVersion("iris", 1), p.pushVersion("iris", 2)
+	p.deploy(types.FunctionDeployment{Service: "iris", Image: "iris:" + one})
+	few := p.switchTimes(one, two)
+	const versions = 1000
+	numbers := make(chan int)
+	var pushing sync.WaitGroup
+	for range 4 {
+		pushing.Go(func() {
+			for n := range numbers {
+				var body bytes.Buffer
+				z := zip.NewWriter(&body)
+				for name, content := range map[string]string{
+					"main.py": versionModel, "coefficients/version": fmt.Sprintf("1_%d", n),
+					"model.yml": fmt.Sprintf("code_version: '1'\ncoefficients_version: '%d'\n", n),
+				} {
+					w, err := z.Create(name)
+					if err == nil {
+						_, err = io.WriteString(w, content)
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}
+				if err := z.Close(); err != nil {
+					t.Error(err)
+				}
+				if err := p.putModel(t.Context(), "iris", body.Bytes()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for n := 3; n <= versions; n++ {
+		numbers <- n
+	}
+	close(numbers)
+	pushing.Wait()
+	var m struct{ Versions []backend.VersionStatus }
+	var lists []time.Duration
+	p.system(http.MethodGet, "/system/models/iris", nil, &m)
+	for range 5 {
+		at := time.Now()
+		p.system(http.MethodGet, "/system/models/iris", nil, nil) // decoding it is not the provider's
+		lists = append(lists, time.Since(at))
+	}
+	slices.Sort(lists)
+	if len(m.Versions) != versions {
+		t.Errorf("%d versions are listed", len(m.Versions))
+	}
+	many := p.switchTimes(one, two)
+	t.Logf("with %d versions: a list takes %s, a switch %s; with 2 versions a switch takes %s", versions,
+		lists[2].Round(time.Millisecond), many.Round(100*time.Microsecond), few.Round(100*time.Microsecond))
+	if lists[2] > 100*time.Millisecond {
+		t.Errorf("listing %d versions takes %s", versions, lists[2])
+	}
+	if many > 2*few+5*time.Millisecond {
+		t.Errorf("a switch takes %s with %d versions, and %s with 2", many, versions, few)
+	}
 }

@@ -67,10 +67,11 @@ const (
 // annotate adds what a function's versions do, for clients that know no route but the standard one.
 // Listing functions does not: it returns what was deployed, which clients compare with a stack.yml.
 func annotate(f *types.FunctionStatus, t backend.TrafficStatus) {
-	out := map[string]string{splitStatus: t.String()}
+	out := map[string]string{}
 	if f.Annotations != nil {
 		maps.Copy(out, *f.Annotations)
 	}
+	out[splitStatus] = t.String()
 	if t.Mirror != "" {
 		out[mirrorStatus] = t.Mirror
 	}

@@ -28,23 +28,20 @@ type Rollout struct {
 	// Step is the index of the step that is in force.
 	Step int `json:"step"`
 	// Every is how long a step lasts at least; it also lasts until the version had Calls calls.
-	Every time.Duration `json:"every"`
-	Calls uint64        `json:"calls"`
+	Every Duration `json:"every"`
+	Calls uint64   `json:"calls"`
 	// Errors bounds the share of calls that fail (status 500 and above), unless NoErrorBound.
 	Errors       Weight `json:"errors"`
 	NoErrorBound bool   `json:"no_error_bound,omitempty"`
 	// P99 bounds the time that 99 of 100 calls stay within; 0 is no bound.
-	P99 time.Duration `json:"p99"`
+	P99 Duration `json:"p99,omitempty"`
 	// Base is the split that a broken bound leads back to.
 	Base Split `json:"base"`
 }
 
-// ParseRollout reads the annotation; nil when there is none.
+// ParseRollout reads the annotation.
 func ParseRollout(text, version string, base Split) (*Rollout, error) {
-	if text == "" {
-		return nil, nil
-	}
-	r := &Rollout{Version: version, Every: rolloutEvery, Calls: rolloutCalls, NoErrorBound: true, Base: base}
+	r := &Rollout{Version: version, Every: Duration(rolloutEvery), Calls: rolloutCalls, NoErrorBound: true, Base: base}
 	for _, word := range strings.Fields(text) {
 		name, value, _ := strings.Cut(word, "=")
 		var err error
@@ -96,16 +93,31 @@ func (r *Rollout) parseSteps(value string) error {
 	return nil
 }
 
-func positive(value string) (time.Duration, error) {
+func positive(value string) (Duration, error) {
 	d, err := time.ParseDuration(value)
 	if err == nil && d <= 0 {
 		err = errors.New("must be more than 0")
 	}
-	return d, err
+	return Duration(d), err
 }
 
 // Split is the split of the step that is in force.
 func (r *Rollout) Split() Split { return r.Base.Canary(r.Version, r.Steps[r.Step]) }
+
+// Duration is a time.Duration that JSON writes as people do, such as "1m30s".
+type Duration time.Duration
+
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(raw []byte) error {
+	parsed, err := time.ParseDuration(string(raw))
+	*d = Duration(parsed)
+	return err
+}
 
 // Verdict says what becomes of a step.
 type Verdict int
@@ -117,22 +129,29 @@ const (
 	Broken                // a bound does not hold
 )
 
-// fewestCalls is how many calls it takes to judge a bound as broken: one slow or failed call of two
-// is no rate. With fewer asked for by calls=, those are enough.
-const fewestCalls = 20
+// How many calls it takes to judge a bound as broken: one failed call of two is no rate, and of less
+// than a hundred calls the slowest alone would decide what 99 of 100 stay within. Where calls= asks
+// for fewer, those are enough.
+const (
+	fewestForErrors = 20
+	fewestForP99    = 100
+)
 
 // Judge says what to do with the step that is in force, after so long, with what the version's calls
-// were since the step began. The reason is for people.
+// were since the step began. The reason is for people. Where only time is bound, a call that failed
+// counts as one that did not stay within it, however fast it failed.
 func (r *Rollout) Judge(since Snapshot, elapsed time.Duration) (Verdict, string) {
-	if since.Calls >= min(fewestCalls, max(r.Calls, 1)) {
-		if share := float64(since.Errors) / float64(since.Calls); !r.NoErrorBound && share > float64(r.Errors)/float64(Whole) {
-			return Broken, fmt.Sprintf("%d of %d calls failed (%.1f %%), the bound is %s %%", since.Errors, since.Calls, share*100, r.Errors)
-		}
-		if p99 := since.Quantile(0.99); r.P99 > 0 && p99 > r.P99 && !within(since, r.P99) {
-			return Broken, fmt.Sprintf("99 of 100 of %d calls took up to %s, the bound is %s", since.Calls, p99.Round(time.Microsecond), r.P99)
-		}
-	}
-	if elapsed >= r.Every && since.Calls >= r.Calls {
+	enough := func(fewest uint64) bool { return since.Calls >= min(fewest, max(r.Calls, 1)) }
+	share := float64(since.Errors) / float64(max(since.Calls, 1))
+	failures := fmt.Sprintf("%d of %d calls failed (%.1f %%)", since.Errors, since.Calls, share*100)
+	switch {
+	case !r.NoErrorBound && enough(fewestForErrors) && share > float64(r.Errors)/float64(Whole):
+		return Broken, fmt.Sprintf("%s, the bound is %s %%", failures, r.Errors)
+	case r.P99 > 0 && r.NoErrorBound && enough(fewestForP99) && share > 0.01:
+		return Broken, fmt.Sprintf("%s, and 99 of 100 must be answered within %s", failures, r.P99)
+	case r.P99 > 0 && enough(fewestForP99) && !within(since, time.Duration(r.P99)):
+		return Broken, fmt.Sprintf("99 of 100 of %d calls took up to %s, the bound is %s", since.Calls, since.Quantile(0.99).Round(time.Microsecond), r.P99)
+	case elapsed >= time.Duration(r.Every) && since.Calls >= r.Calls:
 		return Passed, ""
 	}
 	return Wait, fmt.Sprintf("step %d of %d: %s %% since %s, %d of %d calls", r.Step+1, len(r.Steps), r.Steps[r.Step],

@@ -1,6 +1,8 @@
 package traffic
 
 import (
+	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +13,7 @@ func TestARolloutIsReadFromItsAnnotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Every != 30*time.Second || r.Errors != 5 || r.P99 != 200*time.Millisecond || r.Calls != 40 || len(r.Steps) != 4 || r.NoErrorBound {
+	if time.Duration(r.Every) != 30*time.Second || r.Errors != 5 || time.Duration(r.P99) != 200*time.Millisecond || r.Calls != 40 || len(r.Steps) != 4 || r.NoErrorBound {
 		t.Errorf("%+v", r)
 	}
 	if got := r.Split().String(); got != "a_1=99,b_1=1" {
@@ -57,6 +59,7 @@ func TestAStepPassesOrBreaksByWhatItsCallsDid(t *testing.T) {
 		{"errors", counted(94, 6, time.Millisecond), time.Second, Broken},
 		{"errors, but too few calls to tell", counted(10, 6, time.Millisecond), time.Second, Wait},
 		{"slow", counted(100, 0, 150*time.Millisecond), time.Second, Broken},
+		{"one slow call of few", counted(49, 0, 150*time.Millisecond), time.Second, Wait},
 		{"just within", counted(100, 0, 100*time.Millisecond), time.Minute, Passed},
 	} {
 		if got, why := r.Judge(c.since, c.elapsed); got != c.want {
@@ -65,11 +68,37 @@ func TestAStepPassesOrBreaksByWhatItsCallsDid(t *testing.T) {
 	}
 }
 
+func TestCallsThatFailFastDoNotPassABoundOnTime(t *testing.T) {
+	r, err := ParseRollout("steps=10,100 every=1m p99=100ms", "b_1", All("a_1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s Stats
+	for range 200 {
+		s.Count(503, 0)
+	}
+	if got, why := r.Judge(s.Read(), time.Hour); got != Broken {
+		t.Errorf("%d (%s)", got, why)
+	}
+}
+
+func TestARolloutIsWrittenAsPeopleReadIt(t *testing.T) {
+	r, err := ParseRollout("steps=0.5,100 every=90s p99=100ms", "b_1", All("a_1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(r)
+	var back Rollout
+	if err != nil || !strings.Contains(string(raw), `"every":"1m30s"`) || json.Unmarshal(raw, &back) != nil || !reflect.DeepEqual(*r, back) {
+		t.Errorf("%s became %+v, %v", raw, back, err)
+	}
+}
+
 func FuzzRolloutAnnotation(f *testing.F) {
 	f.Add("steps=1,10,50,100 every=30s errors=0.5% p99=200ms calls=40")
 	f.Fuzz(func(t *testing.T, text string) {
 		r, err := ParseRollout(text, "b_1", All("a_1"))
-		if err != nil || r == nil {
+		if err != nil {
 			return
 		}
 		for r.Step = range r.Steps {

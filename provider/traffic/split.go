@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -130,19 +131,10 @@ func (s Split) Versions() []string {
 	for _, t := range s.Targets {
 		out = append(out, t.Version)
 	}
-	if s.Mirror != "" && !contains(out, s.Mirror) {
+	if s.Mirror != "" && !slices.Contains(out, s.Mirror) {
 		out = append(out, s.Mirror)
 	}
 	return out
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 // Equal reports whether both send every call to the same place.
@@ -191,33 +183,52 @@ func (s Split) Pick(session string) string {
 }
 
 // Canary gives the version a share and lets the others of the split have the rest in the proportion
-// they had. The mirror stays unless it is that version.
+// they had; with all calls, the version stands alone. The mirror stays unless it is that version.
 func (s Split) Canary(version string, share Weight) Split {
+	out := s.others(version)
+	if len(out.Targets) == 0 || share == Whole {
+		return Split{Targets: All(version).Targets, Mirror: out.Mirror}
+	}
+	out.scale(Whole - share)
+	out.Targets = append(out.Targets, Target{version, share})
+	return out
+}
+
+// Without gives the version's share to the others that have calls, in their proportion. It has no
+// targets when there are none.
+func (s Split) Without(version string) Split {
+	out := s.others(version)
+	out.scale(Whole)
+	return out
+}
+
+// others is the split less a version and those without calls; its weights do not add up to Whole.
+func (s Split) others(version string) Split {
 	out := Split{Mirror: s.Mirror}
 	if out.Mirror == version {
 		out.Mirror = ""
 	}
-	var others []Target
-	before := 0
 	for _, t := range s.Targets {
 		if t.Version != version && t.Weight > 0 {
-			others = append(others, t)
-			before += int(t.Weight)
+			out.Targets = append(out.Targets, t)
 		}
 	}
-	if before == 0 {
-		share = Whole
+	return out
+}
+
+// scale makes the weights add up to total. What rounding leaves goes to the last.
+func (s *Split) scale(total Weight) {
+	before := 0
+	for _, t := range s.Targets {
+		before += int(t.Weight)
 	}
-	rest := int(Whole - share)
-	for i, t := range others {
-		// What rounding leaves goes to the last, so that all of it is given out.
+	rest := int(total)
+	for i := range s.Targets {
 		part := rest
-		if i < len(others)-1 {
-			part = int(Whole-share) * int(t.Weight) / before
+		if i < len(s.Targets)-1 {
+			part = int(total) * int(s.Targets[i].Weight) / before
 		}
 		rest -= part
-		out.Targets = append(out.Targets, Target{t.Version, Weight(part)})
+		s.Targets[i].Weight = Weight(part)
 	}
-	out.Targets = append(out.Targets, Target{version, share})
-	return out
 }

@@ -96,12 +96,15 @@ func TestACanaryTakesItsShareAndLeavesTheOthersTheirProportion(t *testing.T) {
 			t.Fatalf("%s of %s became %s: %v", share, s, got, err)
 		}
 		alone := s.Weight(version) == Whole
+		if share == Whole && !got.Equal(All(version)) {
+			t.Fatalf("all of %s became %s", s, got)
+		}
 		if w := got.Weight(version); w != share && !alone {
 			t.Fatalf("%s of %s became %s", share, s, got)
 		}
 		others := float64(Whole - s.Weight(version))
 		for _, old := range s.Targets {
-			if old.Version == version || alone {
+			if old.Version == version || alone || share == Whole {
 				continue
 			}
 			want := float64(old.Weight) / others * float64(Whole-share)
@@ -152,7 +155,7 @@ func TestAnnotationsSayHowADeploymentGetsItsCalls(t *testing.T) {
 		{"", "a_1", old, "b_1=100 mirror a_1"},
 		{"canary=10", "c_1", old, "a_1=90,b_1=10 mirror c_1"},
 	} {
-		got, err := Deploy(map[string]string{SplitAnnotation: c.traffic, MirrorAnnotation: c.mirror}, c.current, "b_1")
+		got, _, err := Deploy(map[string]string{SplitAnnotation: c.traffic, MirrorAnnotation: c.mirror}, c.current, "b_1")
 		text := got.String()
 		if got.Mirror != "" {
 			text += " mirror " + got.Mirror
@@ -161,8 +164,25 @@ func TestAnnotationsSayHowADeploymentGetsItsCalls(t *testing.T) {
 			t.Errorf("%q %q on %s gave %s, %v; want %s", c.traffic, c.mirror, c.current, text, err, c.want)
 		}
 	}
+	if s, r, err := Deploy(map[string]string{RolloutAnnotation: "steps=10,100 errors=1"}, Split{Targets: []Target{{"a_1", 500}, {"b_1", 500}}}, "b_1"); err != nil ||
+		s.String() != "a_1=90,b_1=10" || !r.Base.Equal(All("a_1")) {
+		t.Errorf("a rollout of a version that has calls: %s, %+v, %v", s, r, err)
+	}
+	if s, r, err := Deploy(map[string]string{RolloutAnnotation: "steps=10,100 errors=1"}, Split{}, "b_1"); err != nil || !s.Equal(All("b_1")) || r != nil {
+		t.Errorf("a rollout of the first version: %s, %+v, %v", s, r, err)
+	}
+	for _, bad := range []map[string]string{
+		{RolloutAnnotation: "nonsense"}, {RolloutAnnotation: "steps=10,100 errors=1", SplitAnnotation: "canary=1"},
+		{RolloutAnnotation: "steps=10,100 errors=1", MirrorAnnotation: "canary"},
+	} {
+		for _, current := range []Split{{}, old} {
+			if s, _, err := Deploy(bad, current, "b_1"); err == nil {
+				t.Errorf("%v on %s gave %s", bad, current, s)
+			}
+		}
+	}
 	for _, bad := range []string{"10", "canary", "canary=x", "canary=10,", "a_1=10,canary=10", "nonsense=100"} {
-		if got, err := Deploy(map[string]string{SplitAnnotation: bad}, old, "b_1"); err == nil {
+		if got, _, err := Deploy(map[string]string{SplitAnnotation: bad}, old, "b_1"); err == nil {
 			t.Errorf("%q gave %s", bad, got)
 		}
 	}
@@ -172,7 +192,7 @@ func FuzzDeployAnnotation(f *testing.F) {
 	f.Add("canary=10", "canary")
 	f.Add("a_1=99.9,canary=0.1", "c_1")
 	f.Fuzz(func(t *testing.T, text, mirror string) {
-		s, err := Deploy(map[string]string{SplitAnnotation: text, MirrorAnnotation: mirror}, All("a_1"), "b_1")
+		s, _, err := Deploy(map[string]string{SplitAnnotation: text, MirrorAnnotation: mirror}, All("a_1"), "b_1")
 		if err == nil && s.Check() != nil {
 			t.Errorf("%q %q gave %s", text, mirror, s)
 		}

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -104,7 +105,7 @@ func (p *Pool) call(c *conn, w http.ResponseWriter, r *http.Request, target, hos
 		upload = startUpload(c, w, r)
 		defer func() {
 			// Whatever happens, the goroutine that reads r.Body ends before this call does.
-			if !upload.stop(w) {
+			if !upload.stop(c, w) {
 				reusable = false
 			}
 		}()
@@ -223,6 +224,7 @@ func named(connection, name string) bool {
 
 // upload copies a request's body to the function while the answer is read.
 type upload struct {
+	ended   atomic.Bool // the whole body was read, so nothing more is awaited from the client
 	done    chan struct{}
 	readErr error // reading from the client, set before done is closed
 	sent    bool  // the whole body went out
@@ -241,8 +243,11 @@ func startUpload(c *conn, w http.ResponseWriter, r *http.Request) *upload {
 		defer close(u.done)
 		buf := copyBuffers.Get().(*[]byte)
 		defer copyBuffers.Put(buf)
-		for {
+		for left := r.ContentLength; ; {
 			n, err := r.Body.Read(*buf)
+			if left -= int64(n); left == 0 || err == io.EOF {
+				u.ended.Store(true) // before the function gets it all, and can answer
+			}
 			if n > 0 {
 				if _, werr := dst.Write((*buf)[:n]); werr != nil {
 					return
@@ -269,16 +274,30 @@ func startUpload(c *conn, w http.ResponseWriter, r *http.Request) *upload {
 	return u
 }
 
+// finishWithin is how long an upload whose last bytes the function has answered may take to notice.
+const finishWithin = 20 * time.Millisecond
+
 // stop ends the upload and reports whether all of it was sent.
-func (u *upload) stop(w http.ResponseWriter) bool {
+func (u *upload) stop(c *conn, w http.ResponseWriter) bool {
 	select {
 	case <-u.done:
+		return u.sent
 	default:
+	}
+	if u.ended.Load() {
+		// net/http already waits there for its next request, and
+		// a deadline now would end that: every later call on the connection would count as cancelled.
+		select {
+		case <-u.done:
+		case <-time.After(finishWithin):
+			c.Close() // the function answered and does not take the rest
+		}
+	} else {
 		// The function answered without reading everything: stop waiting for the client's bytes.
 		// net/http then closes the client's connection after the answer.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now())
-		<-u.done
 	}
+	<-u.done
 	return u.sent
 }
 

@@ -337,6 +337,43 @@ func TestStreamsInBothDirectionsAtOnce(t *testing.T) {
 	}
 }
 
+func TestManyLongBodiesOnOneConnectionAreAllAnswered(t *testing.T) {
+	socket := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n)
+	})
+	for name, chunked := range map[string]bool{"length": false, "chunked": true} {
+		t.Run(name, func(t *testing.T) {
+			f := newFront(t, socket)
+			conn, err := net.Dial("tcp", f.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			const size, calls = 70_000, 1500
+			body := bytes.Repeat([]byte("y"), size)
+			request := fmt.Appendf(nil, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", size, body)
+			if chunked {
+				request = fmt.Appendf(nil, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", size, body)
+			}
+			in := bufio.NewReader(conn)
+			for n := range calls {
+				if _, err := conn.Write(request); err != nil {
+					t.Fatal(err)
+				}
+				res, err := http.ReadResponse(in, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				answer, err := io.ReadAll(res.Body)
+				if err != nil || res.StatusCode != http.StatusOK || string(answer) != fmt.Sprint(size) {
+					t.Fatalf("call %d: %d %s, %v", n, res.StatusCode, answer, err)
+				}
+			}
+		})
+	}
+}
+
 func TestEarlyAnswerToALongBodyArrives(t *testing.T) {
 	f := newFront(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")

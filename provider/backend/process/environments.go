@@ -57,9 +57,16 @@ func (e *environments) letGo(digest string) {
 	e.trim()
 }
 
+// close ends the removing: what functions let go of because the provider ends, they use again when it
+// is back.
+func (e *environments) close() { e.closed.Store(true) }
+
 // trim removes the finished environments that nobody holds, but for the last few. It may be called
 // at any time. What has no marker is not its business: that is being built or removed.
 func (e *environments) trim() {
+	if e.closed.Load() {
+		return
+	}
 	entries, err := os.ReadDir(e.dir)
 	if err != nil {
 		slog.Warn("unused Python environments stay", "error", err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/openfaas/faas-provider/logs"
 	"github.com/openfaas/faas-provider/types"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/traffic"
@@ -32,14 +33,16 @@ type function struct {
 	ref    backend.Ref
 	claims int // guarded by Backend.mu: changes that hold or wait for change
 
-	loading sync.Mutex                     // held, before change, to start and resize versions
-	change  sync.Mutex                     // held, briefly, to store record and move the calls
-	pins    map[modelVersion]backend.Model // the versions of record, which cannot be deleted
+	loading sync.Mutex      // held, before change, to start and resize versions
+	change  sync.Mutex      // held, briefly, to store record and move the calls
+	pins    []backend.Model // what record needs while nothing of it is loaded
 	record  atomic.Pointer[record]
 	route   atomic.Pointer[route] // nil while scaled to zero or not started yet
 	invoked atomic.Uint64
 
-	progress  atomic.Pointer[string] // of a rollout
+	stopLoading atomic.Pointer[context.CancelFunc] // of the revision that loads, if any
+	progress    atomic.Pointer[string]             // of a rollout
+
 	marksLock sync.Mutex
 	marks     map[string]mark // by version
 }
@@ -50,7 +53,7 @@ func (b *Backend) claim(ref backend.Ref) *function {
 	defer b.mu.Unlock()
 	f := b.functions[ref]
 	if f == nil {
-		f = &function{ref: ref, pins: map[modelVersion]backend.Model{}, marks: map[string]mark{}}
+		f = &function{ref: ref, marks: map[string]mark{}}
 		b.functions[ref] = f
 	}
 	f.claims++
@@ -163,9 +166,7 @@ func (b *Backend) plan(ctx context.Context, d deployed, m backend.Model, id iden
 	}
 	return &launch{
 		ref:         backend.Ref{Namespace: spec.Namespace, Name: spec.Service},
-		model:       d.Model,
-		version:     d.Version,
-		bundle:      m.Dir,
+		model:       m,
 		interpreter: interpreter,
 		id:          id,
 		limits:      lim,
@@ -245,34 +246,25 @@ func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backe
 	if old != nil {
 		next = old.clone()
 	}
-	next.Spec, next.CreatedAt = spec, time.Now().UTC()
+	next.abandon() // a rollout that is not over is no split to go back to
+	next.Spec, next.CreatedAt, next.Note = spec, time.Now().UTC(), ""
 	next.Replicas = min(max(least, next.Replicas), b.config.MaxReplicas) // which may be smaller than it was
-	next.drop(m.Version)
-	next.Versions = append(next.Versions, deployed{Model: m.Name, Version: m.Version, Spec: spec})
 	var annotations map[string]string
 	if spec.Annotations != nil {
 		annotations = *spec.Annotations
 	}
-	split, err := traffic.Deploy(annotations, next.Split, m.Version)
+	split, rollout, err := traffic.Deploy(annotations, next.Split, m.Version)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
 	}
-	before := next.Split
-	next.Rollout, next.Note = nil, ""
-	if len(before.Targets) > 0 && before.Weight(m.Version) < traffic.Whole {
-		if next.Rollout, err = traffic.ParseRollout(annotations[traffic.RolloutAnnotation], m.Version, before); err != nil {
-			return nil, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
-		}
-	}
-	if next.Rollout != nil {
-		split = next.Rollout.Split()
-	}
-	next.move(split)
-	for _, version := range split.Versions() {
+	next.drop(m.Version)
+	for _, version := range append(split.Versions(), m.Version) {
 		if next.find(version) == nil {
 			next.Versions = append(next.Versions, deployed{Model: m.Name, Version: version, Spec: spec})
 		}
 	}
+	next.move(split)
+	next.Rollout = rollout
 	return next, nil
 }
 
@@ -348,6 +340,9 @@ func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
 	}
 	f := b.claim(ref)
 	defer b.unclaim(f)
+	if stop := f.stopLoading.Load(); stop != nil {
+		(*stop)() // nobody will call what is being loaded
+	}
 	f.loading.Lock()
 	defer f.loading.Unlock()
 	f.change.Lock()
@@ -366,8 +361,8 @@ func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
 	if rt != nil {
 		generations = slices.Collect(maps.Values(rt.loaded))
 	}
-	pins := slices.Collect(maps.Values(f.pins))
-	clear(f.pins)
+	pins := f.pins
+	f.pins = nil
 	f.marksLock.Lock()
 	clear(f.marks)
 	f.marksLock.Unlock()
@@ -377,9 +372,7 @@ func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
 			all.Go(func() { g.retire(b.config.DrainTimeout) })
 		}
 		all.Wait()
-		for _, m := range pins {
-			m.Release()
-		}
+		release(pins)
 		b.freeUID(r.UID)
 	})
 	b.mu.Lock()
@@ -388,6 +381,7 @@ func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
 		delete(b.journals, ref)
 	}
 	b.mu.Unlock()
+	b.rollouts.DeletePartialMatch(prometheus.Labels{"function_name": ref.String()})
 	slog.Info("function deleted", "function", ref.String())
 	return nil
 }

@@ -156,8 +156,8 @@ func (g *generation) report(what string, i *instance) {
 	slog.Warn("function "+what, "function", g.launch.ref.String(), "instance", id)
 }
 
-// retire ends the generation after what it accepted is answered, within timeout. The caller has
-// made it unreachable for new calls.
+// retire ends the generation after what it accepted is answered, within timeout, and lets go of its
+// model. The caller has made it unreachable for new calls.
 func (g *generation) retire(timeout time.Duration) {
 	g.once.Do(func() {
 		g.stop()
@@ -167,6 +167,7 @@ func (g *generation) retire(timeout time.Duration) {
 			g.current.Store(nil)
 			g.b.clear(g.last)
 		}
+		g.launch.model.Release()
 	})
 }
 

@@ -38,9 +38,7 @@ const (
 // launch is everything that decides how an instance runs. It does not change.
 type launch struct {
 	ref         backend.Ref
-	model       string
-	version     string
-	bundle      string // directory
+	model       backend.Model // pinned until the generation has retired
 	interpreter string
 	id          identity
 	limits      limits
@@ -199,7 +197,7 @@ func environment(l *launch, dir string, replicas uint64) []string {
 		"OPENFAAS_NAME="+l.ref.Name,
 		"OPENFAAS_NAMESPACE="+l.ref.Namespace,
 		"secret_mount_path="+filepath.Join(dir, secretsDir),
-		"model_path="+l.bundle,
+		"model_path="+l.model.Dir,
 		"interpreter="+l.interpreter,
 		"socket_path="+filepath.Join(dir, functionSocket),
 		"admin_socket="+filepath.Join(dir, adminSocket),

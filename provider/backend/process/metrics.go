@@ -39,16 +39,14 @@ func (b *Backend) Describe(out chan<- *prometheus.Desc) {
 // series are as many as the models in memory.
 func (b *Backend) Collect(out chan<- prometheus.Metric) {
 	b.rollouts.Collect(out)
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	for ref, f := range b.functions {
+	for _, f := range b.all() { // without a lock: whoever reads the metrics may be slow
 		rt := f.route.Load()
 		if rt == nil {
 			continue
 		}
 		for version, g := range rt.loaded {
 			code, coefficients, _ := strings.Cut(version, "_")
-			labels := []string{ref.String(), version, code, coefficients}
+			labels := []string{f.ref.String(), version, code, coefficients}
 			counted := g.stats.Read()
 			for status, n := range counted.Codes {
 				out <- prometheus.MustNewConstMetric(callsDesc, prometheus.CounterValue, float64(n), append(labels[:4:4], strconv.Itoa(status))...)

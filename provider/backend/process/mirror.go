@@ -39,10 +39,17 @@ func (m *mirrored) read() *traffic.Mirrored {
 // forwardWithCopy is upstream.Pool.Forward to i and, once its answer is out, a copy of the call to the
 // mirror. The caller waits for nothing that the mirror does.
 func (b *Backend) forwardWithCopy(mirror *generation, i *instance, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
-	if r.ContentLength < 0 || r.ContentLength > mirrorBody {
-		mirror.mirrored.skipped.Add(1)
+	m := &mirror.mirrored
+	if r.ContentLength < 0 || r.ContentLength > mirrorBody || !m.reserve() {
+		m.skipped.Add(1)
 		return i.pool.Forward(w, r, target, host, header)
 	}
+	sending := false
+	defer func() {
+		if !sending {
+			m.underWay.Add(-1)
+		}
+	}()
 	body := make([]byte, r.ContentLength)
 	if _, err := io.ReadFull(r.Body, body); err != nil {
 		return 0, fmt.Errorf("%w while it sent its request: %w", upstream.ErrClientGone, err)
@@ -58,20 +65,29 @@ func (b *Backend) forwardWithCopy(mirror *generation, i *instance, w http.Respon
 	if err != nil {
 		return status, err
 	}
-	b.copyTo(mirror, r.Method, target, host, sent, body, seen)
+	sending = !seen.tooLarge && b.copyTo(mirror, r.Method, target, host, sent, body, seen)
+	if !sending {
+		m.skipped.Add(1)
+	}
 	return status, nil
 }
 
-// copyTo sends a copy in the background, unless too many are under way.
-func (b *Backend) copyTo(mirror *generation, method, target, host string, header http.Header, body []byte, seen *observedAnswer) {
+// reserve takes one of the places for copies under way, before anything is held in memory for one.
+func (m *mirrored) reserve() bool {
+	if m.underWay.Add(1) <= mirrorAtOnce {
+		return true
+	}
+	m.underWay.Add(-1)
+	return false
+}
+
+// copyTo sends a copy in the background, which then gives the place back. It returns false when the
+// mirror is not there to get it.
+func (b *Backend) copyTo(mirror *generation, method, target, host string, header http.Header, body []byte, seen *observedAnswer) bool {
 	m := &mirror.mirrored
 	i := mirror.current.Load()
-	if seen.tooLarge || i == nil || m.underWay.Add(1) > mirrorAtOnce {
-		if !seen.tooLarge && i != nil {
-			m.underWay.Add(-1)
-		}
-		m.skipped.Add(1)
-		return
+	if i == nil || b.alive.Err() != nil {
+		return false
 	}
 	i.calls.Add(1)
 	b.background.Go(func() {
@@ -98,6 +114,7 @@ func (b *Backend) copyTo(mirror *generation, method, target, host string, header
 		}
 		mirror.stats.Count(status, time.Since(began))
 	})
+	return true
 }
 
 // observedAnswer keeps an answer that it passes on.
@@ -137,3 +154,6 @@ type nowhere struct{ header http.Header }
 func (n *nowhere) Header() http.Header         { return n.header }
 func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
 func (n *nowhere) WriteHeader(int)             {}
+
+// Flush is what an answer of unknown length asks for.
+func (n *nowhere) Flush() {}

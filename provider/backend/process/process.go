@@ -190,12 +190,11 @@ func (b *Backend) restore() error {
 		if r.UID != 0 {
 			b.uids[r.UID] = true
 		}
-		for _, d := range r.Versions {
-			m, err := b.models.Pin(d.Model, d.Version)
-			if err != nil {
-				return fmt.Errorf("function %s has a version that is gone: %w", r.ref(), err)
-			}
-			f.pins[d.id()] = m
+		if f.pins, err = b.pin(r); err != nil {
+			return fmt.Errorf("function %s needs a version that is gone: %w", r.ref(), err)
+		}
+		if r.Rollout != nil {
+			b.background.Go(func() { b.guard(f, r.Rollout) })
 		}
 		if r.Replicas > 0 {
 			f.loading.Lock() // held until it is started once: changes wait, calls get "not ready"
@@ -215,81 +214,98 @@ func (b *Backend) restore() error {
 	return nil
 }
 
-// resume starts a stored function, its versions with calls first, and leaves a version that does not
-// start to be tried again. The caller holds f.loading.
+// resume starts a stored function, the version with most calls first, and leaves a version that does
+// not start to be tried again. The caller holds f.loading.
 func (b *Backend) resume(f *function, r *record) {
-	log := b.journal(f.ref)
-	loaded := map[string]*generation{}
-	for _, d := range r.Versions {
-		if slices.Contains(r.Split.Versions(), d.Version) {
-			if g := b.resumeVersion(f, d, r, log); g != nil {
-				loaded[d.Version] = g
-			}
+	versions := r.keeps(b.config.KeepWarm)
+	slices.SortStableFunc(versions, func(x, y string) int { return int(r.Split.Weight(y)) - int(r.Split.Weight(x)) })
+	for _, version := range slices.Compact(versions) {
+		d := *r.find(version)
+		if err := b.resumeVersion(f, d, r, true); err != nil && b.alive.Err() == nil {
+			b.background.Go(func() { b.retryVersion(f, d) })
 		}
 	}
-	if !b.addLoaded(f, loaded) {
-		return
-	}
 	slog.Info("function is back", "function", f.ref.String(), "split", r.Split.String(), "replicas", r.Replicas)
-	if r.Rollout != nil {
-		b.background.Go(func() { b.guard(f, r.Rollout) })
+	f.change.Lock()
+	pins := f.pins
+	if f.route.Load() != nil {
+		f.pins = nil // every generation has its own
+	} else {
+		pins = nil
 	}
-	for _, d := range r.Versions {
-		if !slices.Contains(r.Split.Versions(), d.Version) {
-			if g := b.resumeVersion(f, d, r, log); g != nil {
-				b.addLoaded(f, map[string]*generation{d.Version: g})
-			}
+	f.change.Unlock()
+	release(pins)
+}
+
+// resumeVersion starts one version and adds it to the function's route, or with supervise, once it can
+// be planned, whatever keeps trying to start it.
+func (b *Backend) resumeVersion(f *function, d deployed, r *record, supervise bool) error {
+	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
+	defer cancel()
+	log := b.journal(f.ref)
+	failed := func(err error) error {
+		if b.alive.Err() == nil {
+			log.add(f.ref.Name, "provider: version "+d.Version+" cannot be started yet: "+err.Error())
+			slog.Error("version cannot be started yet", "function", f.ref.String(), "version", d.Version, "error", err)
+		}
+		return err
+	}
+	m, err := b.models.Pin(d.Model, d.Version)
+	if err != nil {
+		return failed(err)
+	}
+	l, err := b.plan(ctx, d, m, identity{r.UID}, log)
+	if err != nil {
+		m.Release()
+		return failed(err)
+	}
+	g, err := b.begin(ctx, l, r.Replicas, log)
+	if err != nil {
+		if b.alive.Err() != nil || !supervise {
+			m.Release()
+			return failed(err)
+		}
+		_ = failed(err)
+		g = b.supervise(l, r.Replicas, log, nil)
+	}
+	b.addLoaded(f, g)
+	return nil
+}
+
+// retryVersion keeps trying a version that could not even be planned, as long as it is needed.
+func (b *Backend) retryVersion(f *function, d deployed) {
+	for backoff := firstBackoff; pause(b.alive, backoff); backoff = min(backoff*2, lastBackoff) {
+		f.loading.Lock()
+		r := f.record.Load()
+		over := r == nil || r.Replicas == 0 || r.find(d.Version) == nil || f.route.Load().generation(d.Version) != nil
+		var err error
+		if !over {
+			err = b.resumeVersion(f, *r.find(d.Version), r, true)
+		}
+		f.loading.Unlock()
+		if over || err == nil {
+			return
 		}
 	}
 }
 
-// addLoaded adds to a function's route what was started for it. What the function no longer names,
-// because somebody moved its calls meanwhile, is retired, and all of it when the provider ends: then it
-// returns false.
-func (b *Backend) addLoaded(f *function, started map[string]*generation) bool {
+// addLoaded adds to a function's route what was started for it, unless somebody moved the calls
+// meanwhile so that the function no longer keeps it, or the provider ends.
+func (b *Backend) addLoaded(f *function, g *generation) {
 	f.change.Lock()
 	defer f.change.Unlock()
-	r, alive := f.record.Load(), b.alive.Err() == nil
+	r, version := f.record.Load(), g.launch.model.Version
 	loaded := map[string]*generation{}
 	if rt := f.route.Load(); rt != nil {
 		maps.Copy(loaded, rt.loaded)
 	}
-	for version, g := range started {
-		if alive && r.find(version) != nil && loaded[version] == nil {
-			loaded[version] = g
-		} else {
-			g.retire(0)
-		}
+	if r == nil || b.alive.Err() != nil || loaded[version] != nil || !slices.Contains(r.keeps(b.config.KeepWarm), version) {
+		b.background.Go(func() { g.retire(0) })
+		return
 	}
-	if alive {
-		f.route.Store(newRoute(r.Split, loaded))
-	}
-	return alive
-}
-
-func (b *Backend) resumeVersion(f *function, d deployed, r *record, log *journal) *generation {
-	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
-	defer cancel()
-	f.change.Lock()
-	m, ok := f.pins[d.id()]
-	f.change.Unlock()
-	if !ok { // unloaded meanwhile
-		return nil
-	}
-	l, err := b.plan(ctx, d, m, identity{r.UID}, log)
-	if err != nil {
-		log.add(f.ref.Name, "provider: version "+d.Version+" cannot be started: "+err.Error())
-		slog.Error("version cannot be started", "function", f.ref.String(), "version", d.Version, "error", err)
-		f.mark(d.Version, mark{model: d.Model, state: backend.Failed, reason: err.Error()})
-		return nil
-	}
-	g, err := b.begin(ctx, l, r.Replicas, log)
-	if err != nil && b.alive.Err() == nil {
-		log.add(f.ref.Name, "provider: version "+d.Version+" cannot be started yet: "+err.Error())
-		slog.Error("version cannot be started yet", "function", f.ref.String(), "version", d.Version, "error", err)
-		g = b.supervise(l, r.Replicas, log, nil)
-	}
-	return g
+	loaded[version] = g
+	f.route.Store(newRoute(r.Split, loaded))
+	b.refreshSecrets(g)
 }
 
 // journal returns the function's log, a new one if need be.
@@ -335,6 +351,7 @@ func (b *Backend) Close(ctx context.Context) error {
 		timeout = min(timeout, max(0, time.Until(deadline)))
 	}
 	b.end()
+	b.environments.close()
 	b.mu.Lock()
 	functions := make([]*function, 0, len(b.functions))
 	for _, f := range b.functions {
@@ -345,8 +362,12 @@ func (b *Backend) Close(ctx context.Context) error {
 	var all sync.WaitGroup
 	for _, f := range functions {
 		all.Go(func() {
+			f.loading.Lock() // what loads has been told to stop
+			defer f.loading.Unlock()
 			f.change.Lock()
 			defer f.change.Unlock()
+			release(f.pins)
+			f.pins = nil
 			if rt := f.route.Swap(nil); rt != nil {
 				var loaded sync.WaitGroup
 				for _, g := range rt.loaded {

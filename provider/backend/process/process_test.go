@@ -66,7 +66,13 @@ func (f *folders) Pin(name, version string) (backend.Model, error) {
 		return backend.Model{}, fmt.Errorf("version %s of %s %w", version, name, backend.ErrNotFound)
 	}
 	f.pins.Add(1)
-	return backend.Model{Name: name, Version: version, Dir: dir, Release: sync.OnceFunc(func() { f.pins.Add(-1) })}, nil
+	var released atomic.Bool
+	return backend.Model{Name: name, Version: version, Dir: dir, Release: func() {
+		if released.Swap(true) {
+			panic("version " + version + " of " + name + " was released twice")
+		}
+		f.pins.Add(-1)
+	}}, nil
 }
 
 func (f *folders) add(t *testing.T, image, words string) {

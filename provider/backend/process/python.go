@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -70,6 +71,7 @@ print(os.path.realpath(sys.executable), sys.base_prefix, sys.version.split()[0],
 // One is built in the place where it stays, because its scripts hold that path, and it counts only
 // when the marker file is in it, which is written last: a build that was cut off is built anew.
 type environments struct {
+	closed atomic.Bool
 	dir    string
 	python python
 	id     identity // who builds: installing runs the packages' own code

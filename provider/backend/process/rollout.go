@@ -12,32 +12,33 @@ import (
 // moves the calls by other means. After a restart of the provider a step begins anew.
 func (b *Backend) guard(f *function, rollout *traffic.Rollout) {
 	const least, most = 20 * time.Millisecond, time.Second
-	tick := time.NewTicker(min(max(rollout.Every/20, least), most))
-	defer tick.Stop()
+	every := min(max(time.Duration(rollout.Every)/20, least), most)
 	began := time.Now()
 	var stats *traffic.Stats
 	var start traffic.Snapshot
-	for {
-		select {
-		case <-b.alive.Done():
-			return
-		case <-tick.C:
-		}
+	for wait := every; ; {
 		r, g := f.record.Load(), f.route.Load().generation(rollout.Version)
 		if r == nil || r.Rollout != rollout {
 			return
 		}
-		if g == nil {
-			continue // scaled to zero
-		}
-		if g.stats != stats {
+		if g != nil && g.stats != stats {
 			stats, start, began = g.stats, g.stats.Read(), time.Now()
+		}
+		if !pause(b.alive, wait) {
+			return
+		}
+		if g == nil {
+			continue // scaled to zero, or being started
 		}
 		verdict, why := rollout.Judge(stats.Read().Since(start), time.Since(began))
 		f.progress.Store(&why)
-		if verdict != traffic.Wait && b.endStep(f, rollout, verdict, why) {
+		if verdict == traffic.Wait {
+			continue
+		}
+		if b.endStep(f, rollout, verdict, why) {
 			return
 		}
+		wait = min(wait*2, lastBackoff)
 	}
 }
 
@@ -55,10 +56,8 @@ func (b *Backend) endStep(f *function, rollout *traffic.Rollout, verdict traffic
 		switch last := rollout.Step == len(rollout.Steps)-1; {
 		case verdict == traffic.Broken:
 			result, text = "rolled_back", "rolled back at "+rollout.Steps[rollout.Step].String()+" %: "+why
-			next.Rollout, next.Note, next.Split = nil, text, rollout.Base
-			if len(next.Before) > 0 && next.Before[0].Equal(rollout.Base) {
-				next.Before = next.Before[1:]
-			}
+			next.abandon()
+			next.Note = text
 		case last:
 			result, text = "complete", "version "+rollout.Version+" has passed every step"
 			next.Rollout, next.Note = nil, text

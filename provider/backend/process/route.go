@@ -19,7 +19,7 @@ const (
 // pointing to another one.
 type route struct {
 	split  traffic.Split
-	loaded map[string]*generation // by version
+	loaded map[string]*generation // by version; after a restart not all of split yet
 	only   *generation            // the one that gets all calls that name none, when there is one
 	mirror *generation            // gets copies; nil when there is none
 }
@@ -40,6 +40,14 @@ func (rt *route) generation(version string) *generation {
 		return nil
 	}
 	return rt.loaded[version]
+}
+
+// runs is the generation of a version of that very model, or nil.
+func (rt *route) runs(d *deployed) *generation {
+	if g := rt.generation(d.Version); g != nil && g.launch.model.Name == d.Model {
+		return g
+	}
+	return nil
 }
 
 // pick chooses for one call: what it names, else what its session or chance says.

@@ -125,16 +125,35 @@ func (b *Backend) UpdateSecret(_ context.Context, s types.Secret) error {
 			continue
 		}
 		for _, g := range rt.loaded {
-			i := g.current.Load()
-			if i == nil || !slices.Contains(g.launch.secrets, s.Name) {
-				continue
-			}
-			if err := writeSecret(i.dir, s.Name, value, g.launch.id); err != nil {
-				slog.Warn("a function keeps the old value of a secret", "function", f.ref.String(), "secret", s.Name, "error", err)
+			if slices.Contains(g.launch.secrets, s.Name) {
+				g.giveSecret(s.Name, value)
 			}
 		}
 	}
 	return nil
+}
+
+// giveSecret replaces a secret's value where the generation runs.
+func (g *generation) giveSecret(name string, value []byte) {
+	i := g.current.Load()
+	if i == nil {
+		return // its successor reads the value that is stored
+	}
+	if err := writeSecret(i.dir, name, value, g.launch.id); err != nil {
+		slog.Warn("a function keeps the old value of a secret", "function", g.launch.ref.String(), "secret", name, "error", err)
+	}
+}
+
+// refreshSecrets gives a generation that has just become its function's the secrets that are stored:
+// one that changed while it was loading was not written to it.
+func (b *Backend) refreshSecrets(g *generation) {
+	b.names.Lock()
+	defer b.names.Unlock()
+	for _, name := range g.launch.secrets {
+		if value, err := b.secretValue(g.launch.ref.Namespace, name); err == nil {
+			g.giveSecret(name, value)
+		}
+	}
 }
 
 // DeleteSecret implements backend.Secrets. A secret that a function names stays: without it the

@@ -15,23 +15,19 @@ import (
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
-// modelVersion names a version whatever function runs it.
-type modelVersion struct{ model, version string }
-
-// deployed is a version that a function has loaded, and the deployment that brought it.
+// deployed is a version that a function knows, and the deployment that brought it: as that it runs
+// whenever it is loaded, so that a rollback leads back to its environment, secrets and limits too.
 type deployed struct {
 	Model   string                   `json:"model"`
 	Version string                   `json:"version"`
 	Spec    types.FunctionDeployment `json:"spec"`
 }
 
-func (d deployed) id() modelVersion { return modelVersion{d.Model, d.Version} }
-
 // record is all that is kept of a function: from it the function is started again. A stored record
 // is never changed; clone makes the next one.
 type record struct {
-	Spec      types.FunctionDeployment `json:"spec"` // what was deployed last, word for word
-	Versions  []deployed               `json:"versions"`
+	Spec      types.FunctionDeployment `json:"spec"`     // what was deployed last, word for word
+	Versions  []deployed               `json:"versions"` // of Split, of Before and of what Rollout leads back to
 	Split     traffic.Split            `json:"traffic"`
 	Before    []traffic.Split          `json:"before,omitempty"` // what a rollback leads to, the newest first
 	Rollout   *traffic.Rollout         `json:"rollout,omitempty"`
@@ -52,6 +48,9 @@ func (r *record) upgrade() {
 		r.Split = traffic.All(r.Version)
 	}
 	r.Model, r.Version = "", ""
+	r.Before = slices.DeleteFunc(r.Before, func(s traffic.Split) bool {
+		return slices.ContainsFunc(s.Versions(), func(v string) bool { return r.find(v) == nil })
+	})
 }
 
 func (r *record) clone() *record {
@@ -82,8 +81,13 @@ func (r *record) move(split traffic.Split) {
 	r.Split = split
 }
 
-// rollback makes the split before the one in force; it reports whether there was one.
+// rollback makes the split before the one in force; it reports whether there was one. During a
+// rollout that is the split that the rollout began with.
 func (r *record) rollback() bool {
+	if r.Rollout != nil {
+		r.abandon()
+		return true
+	}
 	if len(r.Before) == 0 {
 		return false
 	}
@@ -91,19 +95,55 @@ func (r *record) rollback() bool {
 	return true
 }
 
-// forget drops the versions that neither the split needs nor the splits before it, of whose versions
-// the last warm ones stay loaded so that a rollback finds them ready.
-func (r *record) forget(warm int) {
-	keep := r.Split.Versions()
+// abandon takes a rollout back as if it had never begun.
+func (r *record) abandon() {
+	if r.Rollout == nil {
+		return
+	}
+	r.Split, r.Rollout = r.Rollout.Base, nil
+	if len(r.Before) > 0 && r.Before[0].Equal(r.Split) {
+		r.Before = r.Before[1:]
+	}
+}
+
+// needs lists the versions that must be loaded: those of the split, and of the split that a rollout
+// may lead back to at any moment.
+func (r *record) needs() []string {
+	out := r.Split.Versions()
+	if r.Rollout != nil {
+		out = append(out, r.Rollout.Base.Versions()...)
+	}
+	return out
+}
+
+// keeps lists the versions that stay loaded if they are: those that are needed, and the last warm ones
+// of the splits before, so that a rollback finds them ready.
+func (r *record) keeps(warm int) []string {
+	out := r.needs()
 	for _, before := range r.Before {
 		for _, t := range before.Targets {
-			if warm > 0 && t.Weight > 0 && !slices.Contains(keep, t.Version) && r.find(t.Version) != nil {
-				keep = append(keep, t.Version)
+			if warm > 0 && t.Weight > 0 && !slices.Contains(out, t.Version) {
+				out = append(out, t.Version)
 				warm--
 			}
 		}
 	}
-	r.Versions = slices.DeleteFunc(r.Versions, func(d deployed) bool { return !slices.Contains(keep, d.Version) })
+	return out
+}
+
+// tidy forgets the versions that no split names any more, and checks that it knows the others.
+func (r *record) tidy() error {
+	named := r.needs()
+	for _, before := range r.Before {
+		named = append(named, before.Versions()...)
+	}
+	r.Versions = slices.DeleteFunc(r.Versions, func(d deployed) bool { return !slices.Contains(named, d.Version) })
+	for _, version := range named {
+		if r.find(version) == nil {
+			return fmt.Errorf("function %s: version %s is in a split and not known", r.ref(), version)
+		}
+	}
+	return nil
 }
 
 func (r *record) ref() backend.Ref {

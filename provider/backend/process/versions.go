@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sort"
-	"strings"
 	"time"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
@@ -18,8 +18,8 @@ import (
 const splitsKept = 10
 
 // revise makes what change returns for the function's present record its state: it loads the versions
-// that are named and not loaded, stores the record, moves the calls in one step, and lets go of what is
-// named no more. old is nil where there is no function. change may be called several times and must do
+// that are needed and not loaded, stores the record, moves the calls in one step, and lets go of what is
+// kept no more. old is nil where there is no function. change may be called several times and must do
 // nothing but compute; returning old itself changes nothing. fresh is a version to load anew even if
 // it is loaded. On an error nothing has changed.
 //
@@ -35,13 +35,12 @@ func (b *Backend) revise(f *function, fresh string, change func(old *record) (*r
 	defer f.loading.Unlock()
 	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
 	defer cancel()
+	f.stopLoading.Store(&cancel)
+	defer f.stopLoading.Store(nil)
 	started := map[string]*generation{}
 	defer func() {
-		rt := f.route.Load()
-		for version, g := range started {
-			if rt.generation(version) != g {
-				g.retire(0)
-			}
+		for _, g := range started {
+			g.retire(0)
 		}
 	}()
 	for {
@@ -50,22 +49,20 @@ func (b *Backend) revise(f *function, fresh string, change func(old *record) (*r
 		if err != nil || next == base {
 			return err
 		}
-		pins, err := b.pin(next)
+		if err := b.loadMissing(ctx, f, next, fresh, started); err != nil {
+			return err
+		}
+		undo, err := b.resizeLoaded(ctx, f, next)
 		if err != nil {
 			return err
 		}
-		if err = b.loadMissing(ctx, f, next, pins, fresh, started); err == nil {
-			f.change.Lock()
-			var done bool
-			done, err = b.commit(f, base, next, pins, started)
-			f.change.Unlock()
-			if done && err == nil {
-				return nil
-			}
+		f.change.Lock()
+		done, err := b.commit(f, base, next, started)
+		f.change.Unlock()
+		if done && err == nil {
+			return nil
 		}
-		for _, m := range pins {
-			m.Release()
-		}
+		undo()
 		if err != nil {
 			return err
 		}
@@ -76,29 +73,15 @@ func (b *Backend) revise(f *function, fresh string, change func(old *record) (*r
 func (b *Backend) reviseLoaded(f *function, change func(old *record) (*record, error)) (done bool, err error) {
 	f.change.Lock()
 	defer f.change.Unlock()
-	base, rt := f.record.Load(), f.route.Load()
+	base := f.record.Load()
 	next, err := b.next(base, change)
 	if err != nil || next == base {
 		return true, err
 	}
-	if rt == nil || base == nil || next.Replicas != base.Replicas {
+	if base == nil || next.Replicas != base.Replicas {
 		return false, nil
 	}
-	for _, d := range next.Versions {
-		if g := rt.generation(d.Version); g == nil || g.launch.model != d.Model {
-			return false, nil
-		}
-	}
-	pins, err := b.pin(next)
-	if err != nil {
-		return true, err
-	}
-	if done, err = b.commit(f, base, next, pins, nil); err != nil || !done {
-		for _, m := range pins {
-			m.Release()
-		}
-	}
-	return done, err
+	return b.commit(f, base, next, nil)
 }
 
 func (b *Backend) next(base *record, change func(old *record) (*record, error)) (*record, error) {
@@ -106,87 +89,115 @@ func (b *Backend) next(base *record, change func(old *record) (*record, error)) 
 		return nil, fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
 	}
 	next, err := change(base)
-	if err == nil && next != base {
-		next.forget(b.config.KeepWarm)
+	if err != nil || next == base {
+		return next, err
 	}
-	return next, err
+	return next, next.tidy()
 }
 
-// pin keeps the versions of a record from being deleted.
-func (b *Backend) pin(r *record) (map[modelVersion]backend.Model, error) {
-	pins := map[modelVersion]backend.Model{}
+// pin keeps from being deleted what a function needs while it has no generations that do so.
+func (b *Backend) pin(r *record) ([]backend.Model, error) {
+	var pins []backend.Model
 	for _, d := range r.Versions {
+		if !slices.Contains(r.needs(), d.Version) {
+			continue
+		}
 		m, err := b.models.Pin(d.Model, d.Version)
 		if err != nil {
-			for _, m := range pins {
-				m.Release()
-			}
-			if errors.Is(err, backend.ErrNotFound) {
-				err = fmt.Errorf("%w; push it first", err)
-			}
+			release(pins)
 			return nil, err
 		}
-		pins[d.id()] = m
+		pins = append(pins, m)
 	}
 	return pins, nil
 }
 
-// loadMissing starts what next names and neither the route nor started has, and adds it to started. A
-// version that gets no calls and does not start is dropped from next: it was only kept for a rollback.
-func (b *Backend) loadMissing(ctx context.Context, f *function, next *record, pins map[modelVersion]backend.Model, fresh string,
-	started map[string]*generation,
-) error {
+func release(pins []backend.Model) {
+	for _, m := range pins {
+		m.Release()
+	}
+}
+
+// loadMissing starts what next needs and neither the route nor started has, and adds it to started.
+func (b *Backend) loadMissing(ctx context.Context, f *function, next *record, fresh string, started map[string]*generation) error {
 	if next.Replicas == 0 {
 		return nil
 	}
 	rt := f.route.Load()
-	for _, d := range slices.Clone(next.Versions) {
-		g := started[d.Version]
-		if g == nil && d.Version != fresh {
-			g = rt.generation(d.Version)
+	for _, version := range next.needs() {
+		d := next.find(version)
+		if started[version] != nil || (version != fresh && rt.runs(d) != nil) {
+			continue
 		}
-		var err error
-		if g != nil && g.launch.model == d.Model {
-			err = g.resize(ctx, next.Replicas)
-		} else if g, err = b.load(ctx, f, d, pins[d.id()], next); err == nil {
-			started[d.Version] = g
-		}
-		switch {
-		case err == nil:
-		case slices.Contains(next.Split.Versions(), d.Version):
+		g, err := b.load(ctx, f, *d, next)
+		if err != nil {
 			return err
-		default:
-			slog.Warn("a version that was kept for a rollback does not start and is forgotten", "function", f.ref.String(), "version", d.Version, "error", err)
-			next.drop(d.Version)
 		}
+		started[version] = g
 	}
 	return nil
 }
 
-// commit stores next and moves the calls, unless the function is no longer what next was made from:
-// then done is false. The caller holds f.change. With done and no error pins belong to the function.
-func (b *Backend) commit(f *function, base, next *record, pins map[modelVersion]backend.Model, started map[string]*generation) (done bool, err error) {
-	old := f.route.Load()
-	loaded := map[string]*generation{}
-	if next.Replicas > 0 {
-		for _, d := range next.Versions {
-			g := started[d.Version]
-			if g == nil {
-				g = old.generation(d.Version)
-			}
-			if g == nil {
-				return false, nil
-			}
-			loaded[d.Version] = g
+// resizeLoaded gives the generations that run the number of workers that next asks for, or on an error
+// none of them. undo takes it back.
+func (b *Backend) resizeLoaded(ctx context.Context, f *function, next *record) (undo func(), err error) {
+	type sized struct {
+		g      *generation
+		before uint64
+	}
+	var resized []sized
+	undo = func() {
+		ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
+		defer cancel()
+		for _, s := range resized {
+			_ = s.g.resize(ctx, s.before)
 		}
 	}
-	switch {
-	case f.record.Load() != base:
+	rt := f.route.Load()
+	if rt == nil || next.Replicas == 0 {
+		return undo, nil
+	}
+	for _, version := range next.keeps(b.config.KeepWarm) {
+		g := rt.runs(next.find(version))
+		if g == nil {
+			continue
+		}
+		resized = append(resized, sized{g, g.wanted.Load()})
+		if err := g.resize(ctx, next.Replicas); err != nil {
+			undo()
+			return nil, err
+		}
+	}
+	return undo, nil
+}
+
+// commit stores next and moves the calls, unless the function is no longer what next was made from, or
+// next needs what is not loaded: then done is false. What it takes over of started it removes there.
+// The caller holds f.change.
+func (b *Backend) commit(f *function, base, next *record, started map[string]*generation) (done bool, err error) {
+	if f.record.Load() != base {
 		return false, nil
-	case b.alive.Err() != nil:
-		return true, fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
+	}
+	old := f.route.Load()
+	loaded := map[string]*generation{}
+	var pins []backend.Model
+	if next.Replicas > 0 {
+		for _, version := range next.keeps(b.config.KeepWarm) {
+			g := started[version]
+			if g == nil {
+				g = old.runs(next.find(version))
+			}
+			if g != nil {
+				loaded[version] = g
+			} else if slices.Contains(next.needs(), version) {
+				return false, nil
+			}
+		}
+	} else if pins, err = b.pin(next); err != nil {
+		return true, err
 	}
 	if err := b.storeRecord(f, next); err != nil {
+		release(pins)
 		return true, err
 	}
 	if next.Replicas > 0 {
@@ -194,10 +205,23 @@ func (b *Backend) commit(f *function, base, next *record, pins map[modelVersion]
 	} else {
 		f.route.Store(nil)
 	}
-	before := f.pins
-	f.pins = pins
-	b.letGo(f, old, loaded, before)
+	pins, f.pins = f.pins, pins
+	b.background.Go(func() { release(pins) })
+	if old != nil {
+		for version, g := range old.loaded {
+			if loaded[version] != g {
+				b.retireLater(f, g)
+			}
+		}
+	}
+	for version, g := range loaded {
+		if started[version] == g {
+			delete(started, version)
+			b.refreshSecrets(g)
+		}
+	}
 	if next.Rollout != nil && (base == nil || base.Rollout != next.Rollout) {
+		f.progress.Store(nil)
 		b.background.Go(func() { b.guard(f, next.Rollout) })
 	}
 	slog.Info("function changed", "function", f.ref.String(), "split", next.Split.String(), "mirror", next.Split.Mirror, "replicas", next.Replicas)
@@ -205,63 +229,45 @@ func (b *Backend) commit(f *function, base, next *record, pins map[modelVersion]
 }
 
 // load starts one version, its examples included, and returns when it could be called.
-func (b *Backend) load(ctx context.Context, f *function, d deployed, m backend.Model, next *record) (*generation, error) {
+func (b *Backend) load(ctx context.Context, f *function, d deployed, next *record) (*generation, error) {
 	f.mark(d.Version, mark{model: d.Model, state: backend.Loading})
-	log := b.journal(f.ref)
-	g, err := func() (*generation, error) {
-		l, err := b.plan(ctx, d, m, identity{next.UID}, log)
-		if err != nil {
-			return nil, err
-		}
-		return b.begin(ctx, l, next.Replicas, log)
-	}()
+	g, err := b.launch(ctx, d, next, b.journal(f.ref))
 	if err != nil {
 		f.mark(d.Version, mark{model: d.Model, state: backend.Failed, reason: err.Error()})
 		return nil, fmt.Errorf("version %s: %w", d.Version, err)
 	}
 	f.unmark(d.Version)
-	if before := f.route.Load().generation(d.Version); before != nil && before.launch.model == d.Model {
+	if before := f.route.Load().generation(d.Version); before != nil && before.launch.model.Name == d.Model {
 		g.stats = before.stats
 	}
 	return g, nil
 }
 
-// letGo retires in the background what is loaded no more, and releases the pins that it had.
-func (b *Backend) letGo(f *function, old *route, loaded map[string]*generation, pins map[modelVersion]backend.Model) {
-	if old != nil {
-		for version, g := range old.loaded {
-			if loaded[version] == g {
-				continue
-			}
-			id := modelVersion{g.launch.model, version}
-			var release func()
-			if m, ok := pins[id]; ok {
-				release = m.Release
-				delete(pins, id)
-			}
-			b.retireLater(f, g, release)
-		}
+func (b *Backend) launch(ctx context.Context, d deployed, next *record, log *journal) (*generation, error) {
+	m, err := b.models.Pin(d.Model, d.Version)
+	if errors.Is(err, backend.ErrNotFound) {
+		err = fmt.Errorf("%w; push it first", err)
 	}
-	for _, m := range pins {
+	if err != nil {
+		return nil, err
+	}
+	l, err := b.plan(ctx, d, m, identity{next.UID}, log)
+	var g *generation
+	if err == nil {
+		g, err = b.begin(ctx, l, next.Replicas, log)
+	}
+	if err != nil {
 		m.Release()
 	}
+	return g, err
 }
 
-// retireLater lets a generation that nobody can reach any more finish, then calls after.
-func (b *Backend) retireLater(f *function, g *generation, after func()) {
-	if g != nil {
-		f.mark(g.launch.version, mark{model: g.launch.model, state: backend.Draining})
-	}
+// retireLater lets a generation that nobody can reach any more finish.
+func (b *Backend) retireLater(f *function, g *generation) {
+	f.mark(g.launch.model.Version, mark{model: g.launch.model.Name, state: backend.Draining})
 	b.background.Go(func() {
-		if g != nil {
-			g.retire(b.config.DrainTimeout)
-		}
-		if after != nil {
-			after()
-		}
-		if g != nil {
-			f.drained(g.launch.version)
-		}
+		g.retire(b.config.DrainTimeout)
+		f.drained(g.launch.model.Version)
 	})
 }
 
@@ -309,19 +315,20 @@ func (f *function) drained(version string) {
 }
 
 // forgive forgets that a version failed.
-func (f *function) forgive(version string) {
+func (f *function) forgive(model, version string) {
 	f.marksLock.Lock()
 	defer f.marksLock.Unlock()
-	if f.marks[version].state == backend.Failed {
+	if m := f.marks[version]; m.state == backend.Failed && m.model == model {
 		delete(f.marks, version)
 	}
 }
 
 // awaitDrained blocks until the version has answered what it had accepted and is let go.
-func (f *function) awaitDrained(ctx context.Context, version string) error {
+func (f *function) awaitDrained(ctx context.Context, model, version string) error {
 	for {
 		f.marksLock.Lock()
-		draining := f.marks[version].state == backend.Draining
+		m := f.marks[version]
+		draining := m.state == backend.Draining && m.model == model
 		f.marksLock.Unlock()
 		if !draining {
 			return nil
@@ -356,6 +363,9 @@ func (f *function) traffic() backend.TrafficStatus {
 	rt := f.route.Load()
 	seen := map[string]bool{}
 	for _, d := range r.Versions {
+		if rt.generation(d.Version) == nil && !slices.Contains(r.needs(), d.Version) {
+			continue // known for a rollback
+		}
 		v := backend.VersionStatus{Model: d.Model, Version: d.Version, State: backend.Ready, Weight: r.Split.Weight(d.Version)}
 		if v.Weight > 0 {
 			v.State = backend.Active
@@ -396,6 +406,14 @@ func (b *Backend) SetTraffic(_ context.Context, ref backend.Ref, split traffic.S
 		return backend.TrafficStatus{}, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
 	}
 	return b.moveTraffic(ref, func(r *record) error {
+		model := r.find(r.Split.Targets[0].Version).Model
+		r.abandon()
+		// Versions that the function does not know run as what was deployed last.
+		for _, version := range split.Versions() {
+			if r.find(version) == nil {
+				r.Versions = append(r.Versions, deployed{Model: model, Version: version, Spec: r.Spec})
+			}
+		}
 		r.move(split)
 		return nil
 	})
@@ -422,18 +440,8 @@ func (b *Backend) moveTraffic(ref backend.Ref, move func(*record) error) (backen
 			return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 		}
 		next := old.clone()
-		model := next.find(next.Split.Targets[0].Version).Model
-		if err := move(next); err != nil {
-			return nil, err
-		}
-		next.Rollout, next.Note = nil, "" // whoever moves the calls by hand takes over
-		// Versions that are not loaded yet run as what was deployed last.
-		for _, version := range next.Split.Versions() {
-			if next.find(version) == nil {
-				next.Versions = append(next.Versions, deployed{Model: model, Version: version, Spec: next.Spec})
-			}
-		}
-		return next, nil
+		next.Note = "" // whoever moves the calls by hand takes over from a rollout
+		return next, move(next)
 	})
 	if err != nil {
 		return backend.TrafficStatus{}, err
@@ -441,16 +449,17 @@ func (b *Backend) moveTraffic(ref backend.Ref, move func(*record) error) (backen
 	return f.traffic(), nil
 }
 
+// all lists the functions.
+func (b *Backend) all() []*function {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return slices.Collect(maps.Values(b.functions))
+}
+
 // Running implements backend.Traffic.
 func (b *Backend) Running(model string) []backend.TrafficStatus {
-	b.mu.RLock()
-	all := make([]*function, 0, len(b.functions))
-	for _, f := range b.functions {
-		all = append(all, f)
-	}
-	b.mu.RUnlock()
 	var out []backend.TrafficStatus
-	for _, f := range all {
+	for _, f := range b.all() {
 		status := f.traffic()
 		if slices.ContainsFunc(status.Versions, func(v backend.VersionStatus) bool { return v.Model == model }) {
 			out = append(out, status)
@@ -462,13 +471,8 @@ func (b *Backend) Running(model string) []backend.TrafficStatus {
 
 // Unload implements backend.Traffic.
 func (b *Backend) Unload(ctx context.Context, model, version string) error {
-	for _, status := range b.Running(model) {
-		name, namespace, _ := strings.Cut(status.Function, ".")
-		f, err := b.existing(backend.Ref{Namespace: namespace, Name: name})
-		if err != nil {
-			continue // deleted meanwhile
-		}
-		err = b.revise(f, "", func(old *record) (*record, error) {
+	forget := func(f *function) func(old *record) (*record, error) {
+		return func(old *record) (*record, error) {
 			if old == nil {
 				return nil, nil
 			}
@@ -476,17 +480,25 @@ func (b *Backend) Unload(ctx context.Context, model, version string) error {
 			switch {
 			case d == nil || d.Model != model:
 				return old, nil
-			case slices.Contains(old.Split.Versions(), version):
+			case slices.Contains(old.needs(), version):
 				return nil, fmt.Errorf("version %s of %s is %w: it is in the split of function %s", version, model, backend.ErrInUse, f.ref)
 			}
 			next := old.clone()
-			next.drop(version)
 			next.Before = slices.DeleteFunc(next.Before, func(s traffic.Split) bool { return slices.Contains(s.Versions(), version) })
 			return next, nil
-		})
+		}
+	}
+	// No function is changed when one refuses.
+	for _, f := range b.all() {
+		if _, err := forget(f)(f.record.Load()); err != nil {
+			return err
+		}
+	}
+	for _, f := range b.all() {
+		err := b.revise(f, "", forget(f))
 		if err == nil {
-			f.forgive(version)
-			err = f.awaitDrained(ctx, version)
+			f.forgive(model, version)
+			err = f.awaitDrained(ctx, model, version)
 		}
 		if err != nil {
 			return err

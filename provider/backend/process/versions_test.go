@@ -1,10 +1,13 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,7 +52,7 @@ func (b *bench) answering(t *testing.T, headers ...string) string {
 
 func split(t *testing.T, text string) traffic.Split {
 	t.Helper()
-	s, err := traffic.Deploy(map[string]string{traffic.SplitAnnotation: text}, traffic.Split{}, "none_none")
+	s, _, err := traffic.Deploy(map[string]string{traffic.SplitAnnotation: text}, traffic.Split{}, "none_none")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,6 +312,9 @@ func TestAMirrorGetsCopiesThatNobodySees(t *testing.T) {
 	if _, _, err := b.call(t, "/", strings.Repeat("x", mirrorBody+1)); err != nil {
 		t.Error(err)
 	}
+	if _, body, err := b.call(t, "/lines", "an answer\nof unknown\nlength\n"); err != nil || strings.Count(body, "\n") != 3 {
+		t.Errorf("%q, %v", body, err)
+	}
 	began := time.Now()
 	if _, _, err := b.call(t, "/slow?ms=200", ""); err != nil {
 		t.Error(err)
@@ -316,7 +322,7 @@ func TestAMirrorGetsCopiesThatNobodySees(t *testing.T) {
 	if took := time.Since(began); took > 380*time.Millisecond {
 		t.Errorf("a call took %s: it waited for its copy", took)
 	}
-	want := traffic.Mirrored{Matched: 2, Differed: 5, Skipped: 1}
+	want := traffic.Mirrored{Matched: 3, Differed: 5, Skipped: 1}
 	mirrored := func() traffic.Mirrored {
 		status, err := b.Traffic(t.Context(), iris)
 		if err != nil {
@@ -344,6 +350,14 @@ func TestACopyThatFailsIsCountedAndTheCallIsNot(t *testing.T) {
 			t.Errorf("%s while the mirror is down", got)
 		}
 	}
+	eventually(t, "every copy is counted", func() bool {
+		status, err := b.Traffic(t.Context(), iris)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, calls := status.Versions[1].Mirrored, status.Versions[0].Calls
+		return m != nil && calls == 10 && m.Failed+m.Skipped+m.Differed == 10 && status.Versions[0].Errors == 0
+	})
 }
 
 func rolledOut(image, rollout string) types.FunctionDeployment {
@@ -483,5 +497,148 @@ func TestARollbackDoesNotWaitForADeploymentThatLoads(t *testing.T) {
 	}
 	if status, err := b.Traffic(t.Context(), iris); err != nil || len(status.Before) != 1 || !status.Before[0].Equal(traffic.All("1_1")) {
 		t.Errorf("before: %v, %v", status.Before, err)
+	}
+}
+
+func TestARolloutLeadsBackToAVersionAndNotToItself(t *testing.T) {
+	b := withVersions(t, 1)
+	b.models.add(t, "iris:2_1", "# status: 500")
+	for range 2 { // who sees a deployment fail repeats it
+		if err := b.Update(t.Context(), rolledOut("iris:2_1", "steps=50,100 every=1m errors=1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the rollout is rolled back", func() bool {
+		b.answering(t)
+		return strings.HasPrefix(b.states(t), "1_1 active 100")
+	})
+}
+
+func TestACompleteRolloutLeavesTheOldVersionToRollbacks(t *testing.T) {
+	b := withVersions(t, 2)
+	b.config.KeepWarm = 0
+	b.models.add(t, "iris:3_1", "# status: 500")
+	if err := b.Update(t.Context(), rolledOut("iris:2_1", "steps=50,100 every=50ms errors=1 calls=1")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the rollout is complete", func() bool { b.answering(t); return b.states(t) == "2_1 active 100" })
+	if err := b.Unload(t.Context(), "iris", "1_1"); err != nil {
+		t.Error(err)
+	}
+	if err := b.Update(t.Context(), rolledOut("iris:3_1", "steps=50,100 every=1m errors=1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Unload(t.Context(), "iris", "2_1"); !errors.Is(err, backend.ErrInUse) {
+		t.Errorf("unloading what a rollout may lead back to: %v", err)
+	}
+	eventually(t, "the next rollout is rolled back", func() bool { b.answering(t); return strings.HasPrefix(b.states(t), "2_1 active 100") })
+	if _, err := b.SetTraffic(t.Context(), iris, traffic.All("2_1")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARolloutIsGuardedAfterARestartWhileScaledToZero(t *testing.T) {
+	b := withVersions(t, 1)
+	b.models.add(t, "iris:2_1", "# status: 500")
+	if err := b.Update(t.Context(), rolledOut("iris:2_1", "steps=50,100 every=1m errors=1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Scale(t.Context(), iris, 0); err != nil {
+		t.Fatal(err)
+	}
+	b.shut(t)
+	b.open(t)
+	if err := b.Scale(t.Context(), iris, 1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the rollout is rolled back", func() bool {
+		b.answering(t)
+		return strings.HasPrefix(b.states(t), "1_1 active 100")
+	})
+}
+
+func TestARollbackLeadsBackToTheModelAndDeploymentOfThen(t *testing.T) {
+	b := newBench(t)
+	b.config.KeepWarm = 0
+	b.models.add(t, "rose:1_1", "rose")
+	b.models.add(t, "rose:2_1", "rose")
+	old, changed := spec("iris:1_1"), spec("rose:2_1")
+	old.EnvVars, changed.EnvVars = map[string]string{"COLOUR": "blue"}, map[string]string{"COLOUR": "red"}
+	if err := b.Create(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Update(t.Context(), changed); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Rollback(t.Context(), iris); err != nil {
+		t.Fatal(err)
+	}
+	if _, words, err := b.call(t, "/words", ""); err != nil || words != "answers" {
+		t.Errorf("%q answers, %v", words, err)
+	}
+	if _, env, err := b.call(t, "/env", ""); err != nil || !strings.Contains(env, "COLOUR=blue") {
+		t.Errorf("environment %s, %v", env, err)
+	}
+}
+
+func TestAFailedDeploymentLeavesTheWorkersAsTheyWere(t *testing.T) {
+	b := withVersions(t, 1)
+	b.models.add(t, "iris:2_1", "# fail: no petals")
+	s := spec("iris:2_1")
+	s.Labels = &map[string]string{scaleMinLabel: "5"}
+	if err := b.Update(t.Context(), s); !errors.Is(err, backend.ErrFailed) {
+		t.Fatal(err)
+	}
+	ready, err := b.functions[iris].route.Load().only.current.Load().workers(t.Context())
+	if err != nil || ready != 1 {
+		t.Errorf("%d workers, %v", ready, err)
+	}
+}
+
+func TestARollbackAfterARestartDoesNotWaitForAWarmVersion(t *testing.T) {
+	b := withVersions(t, 2)
+	b.models.add(t, "iris:3_1", "3_1")
+	b.config.KeepWarm = 2
+	for _, s := range []string{"1_1=50,2_1=50", "3_1=100", "1_1=100"} {
+		if _, err := b.SetTraffic(t.Context(), iris, split(t, s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.models.add(t, "iris:2_1", "# slow: 3000")
+	b.shut(t)
+	b.open(t)
+	eventually(t, "3_1 is back", func() bool { return strings.Contains(b.states(t), "3_1 ready") })
+	if _, err := b.Rollback(t.Context(), iris); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.states(t); strings.Contains(got, "2_1 ready") || b.answering(t) != "3_1" {
+		t.Errorf("the rollback waited: %s", got)
+	}
+}
+
+func TestCloseAndDeleteStopADeploymentThatLoads(t *testing.T) {
+	b := withVersions(t, 1)
+	b.models.add(t, "iris:2_1", "# slow: 60000")
+	for _, stop := range []func(){
+		func() {
+			if err := b.Delete(t.Context(), iris); err != nil {
+				t.Error(err)
+			}
+			if err := b.Create(t.Context(), spec("iris:1_1")); err != nil {
+				t.Error(err)
+			}
+		},
+		func() { b.shut(t) },
+	} {
+		deployed := make(chan error, 1)
+		go func(b *Backend) { deployed <- b.Update(context.Background(), spec("iris:2_1")) }(b.Backend)
+		eventually(t, "2_1 loads", func() bool { return strings.Contains(b.states(t), "2_1 loading") })
+		stop()
+		if err := <-deployed; err == nil {
+			t.Error("the deployment succeeded")
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(b.config.DataDir, "run")); err != nil || len(left) != 0 || b.models.pins.Load() != 0 {
+		t.Errorf("left behind: %v, %d pins, %v", left, b.models.pins.Load(), err)
 	}
 }

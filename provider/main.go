@@ -241,7 +241,7 @@ func deployCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return provider.Deploy(cmd.Context(), types.FunctionDeployment{Service: v.Model, Image: v.Model + ":latest"}, cmd.OutOrStdout())
+			return provider.Deploy(cmd.Context(), types.FunctionDeployment{Service: v.Model, Image: v.Model + ":" + v.ID}, cmd.OutOrStdout())
 		},
 	}
 	c.flags(cmd)

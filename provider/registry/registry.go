@@ -254,13 +254,6 @@ func (r *Registry) Pin(name, version string) (backend.Model, error) {
 	return backend.Model{Name: name, Version: version, Dir: r.path(name, version), Release: release}, nil
 }
 
-// InUse reports whether a function runs the version.
-func (r *Registry) InUse(name, version string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.uses[string(key(name, version))] > 0
-}
-
 // Delete removes a version, unless a function runs it: then it gives backend.ErrInUse.
 func (r *Registry) Delete(name, version string) error {
 	r.mu.Lock()

@@ -42,10 +42,17 @@ type Rollout struct {
 // ParseRollout reads the annotation.
 func ParseRollout(text, version string, base Split) (*Rollout, error) {
 	r := &Rollout{Version: version, Every: Duration(rolloutEvery), Calls: rolloutCalls, NoErrorBound: true, Base: base}
+	seen := map[string]bool{}
 	for _, word := range strings.Fields(text) {
 		name, value, _ := strings.Cut(word, "=")
 		var err error
+		if seen[name] {
+			name = "twice"
+		}
+		seen[name] = true
 		switch name {
+		case "twice":
+			err = errors.New("it is given twice")
 		case "steps":
 			err = r.parseSteps(value)
 		case "every":

@@ -21,7 +21,7 @@ func TestARolloutIsReadFromItsAnnotation(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"steps=1,10,50,100", "errors=1", "steps=1,10 errors=1", "steps=10,1,100 errors=1", "steps=0,100 errors=1", "steps=x errors=1",
-		"steps=100 errors=101", "steps=100 p99=-1s", "steps=100 errors=1 every=0s", "steps=100 errors=1 speed=9", "steps=100 errors=1 calls=-1",
+		"steps=100 errors=101", "steps=100 p99=-1s", "steps=100 errors=1 every=0s", "steps=100 errors=1 speed=9", "steps=100 errors=1 calls=-1", "steps=100 errors=1 errors=2",
 	} {
 		if r, err := ParseRollout(bad, "b_1", All("a_1")); err == nil || !strings.Contains(err.Error(), RolloutAnnotation) {
 			t.Errorf("%q gave %+v, %v", bad, r, err)

@@ -162,8 +162,8 @@ func (p *Pool) Submit(body []byte, tag string, arrived, deadline time.Time) (*Ca
 }
 
 // SubmitAll is Submit for a run of requests whose answers are wanted together rather than each as
-// soon as it is there: a worker may be given more of them at once. It returns the calls of those it took, which are the
-// first ones, and why it did not take the next.
+// soon as it is there: a worker may be given more of them at once. It returns the calls of those it
+// took, which are the first ones, and why it did not take the next.
 func (p *Pool) SubmitAll(bodies [][]byte, tag string, arrived, deadline time.Time) ([]*Call, error) {
 	calls := make([]*Call, 0, len(bodies))
 	p.mu.Lock()

@@ -536,3 +536,37 @@ func TestTheQueueIsFirstInFirstOutAndLetsGoOfItsMiddle(t *testing.T) {
 		})
 	})
 }
+
+// Answers to a run of bulk calls are held for one write; behind a slow call they would wait with it.
+func TestHeldAnswersNeitherWaitForASlowCallNorDieWithIt(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers = 1 })
+	for range 100 { // so short that calls are sent ahead
+		if _, err := ask(p, "echo x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	quick, err := p.SubmitAll([][]byte{[]byte("echo 1"), []byte("echo 2"), []byte("echo 3"), []byte("sleep 1.5")}, "test", began, began.Add(600*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, c := range quick[:3] {
+		answer, err := p.Wait(t.Context(), c)
+		if err != nil || string(answer.Body) != fmt.Sprint(n+1) {
+			t.Errorf("call %d: %q, %v", n, answer.Body, err)
+		}
+	}
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("finished answers came after %s", took)
+	}
+	if _, err := p.Wait(t.Context(), quick[3]); !errors.Is(err, ErrTimeout) {
+		t.Errorf("the slow call: %v", err)
+	}
+	patient, err := p.SubmitAll([][]byte{[]byte("echo 1")}, "test", time.Now(), time.Now().Add(10*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Wait(t.Context(), patient[0]); err != nil {
+		t.Error(err)
+	}
+}

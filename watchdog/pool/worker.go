@@ -342,19 +342,24 @@ func (w *worker) begun(c *Call) bool {
 	return c.id <= claimed || (c.grouped && w.sent[0].id <= claimed)
 }
 
-// check enforces the deadline of what the worker is at, and takes back what lies behind it.
+// check enforces the deadline of what the worker is at, and takes back what lies behind it. Answers
+// that it holds back behind a slow call are taken from the journal first: they are not late, and who
+// waits for them does not wait for the slow one.
 func (w *worker) check(now time.Time) {
 	if w.dead || w.timedOut || len(w.sent) == 0 {
 		return
 	}
-	for _, c := range w.sent {
-		if c.expired(now) && w.begun(c) {
-			w.timedOut = true
-			w.proc.Kill()
-			return
-		}
+	late := func(c *Call) bool { return c.expired(now) && w.begun(c) }
+	stuck := now.Sub(w.lastMove) >= stuckAfter
+	if w.proc.Journal != nil && (stuck || slices.ContainsFunc(w.sent, late)) {
+		w.proc.Journal.Unwritten(w.answered)
 	}
-	if w.proc.Journal == nil || w.holding || len(w.sent) < 2 || w.sent[0].grouped || now.Sub(w.lastMove) < stuckAfter {
+	if slices.ContainsFunc(w.sent, late) {
+		w.timedOut = true
+		w.proc.Kill()
+		return
+	}
+	if w.proc.Journal == nil || w.holding || len(w.sent) < 2 || w.sent[0].grouped || !stuck {
 		return
 	}
 	if other := w.pool.freeWorker(w.sent[1]); other != nil && len(other.sent) == 0 {
@@ -362,14 +367,10 @@ func (w *worker) check(now time.Time) {
 	}
 }
 
-// takeBack settles the answers that a stuck worker has not written yet, and moves the calls it has
-// not begun to the head of the queue, where the other workers find them.
+// takeBack moves the calls that a stuck worker has not begun to the head of the queue, where the other
+// workers find them.
 func (w *worker) takeBack() {
 	p := w.pool
-	w.proc.Journal.Unwritten(w.answered)
-	if len(w.sent) < 2 {
-		return
-	}
 	// After the revocation is visible, a request the worker has not claimed is one it will skip.
 	// One that it claims in this moment is neither taken back here nor lost: it is answered, or
 	// comes back Skipped.

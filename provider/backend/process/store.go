@@ -122,7 +122,7 @@ func (r *record) keeps(warm int) []string {
 	out := r.needs()
 	for _, before := range r.Before {
 		for _, t := range before.Targets {
-			if warm > 0 && t.Weight > 0 && !slices.Contains(out, t.Version) {
+			if warm > 0 && !slices.Contains(out, t.Version) {
 				out = append(out, t.Version)
 				warm--
 			}

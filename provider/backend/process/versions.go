@@ -391,9 +391,13 @@ func (f *function) traffic() backend.TrafficStatus {
 		switch {
 		case !seen[version]:
 			out.Versions = append(out.Versions, backend.VersionStatus{Model: m.model, Version: version, State: m.state, Reason: m.reason})
-		case m.state == backend.Failed: // of a newer deployment of the same version
+		case m.state == backend.Failed:
 			at := slices.IndexFunc(out.Versions, func(v backend.VersionStatus) bool { return v.Version == version })
-			out.Versions[at].Reason = "deploying it again failed: " + m.reason
+			if v := &out.Versions[at]; rt.generation(version) == nil {
+				v.State, v.Reason = m.state, m.reason
+			} else {
+				v.Reason = "deploying it again failed: " + m.reason
+			}
 		}
 	}
 	sort.Slice(out.Versions, func(i, j int) bool { return out.Versions[i].Version < out.Versions[j].Version })

@@ -351,9 +351,11 @@ func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
 		return fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 	}
 	r := f.record.Load()
+	step("computed")
 	if err := b.store.deleteFunction(ref); err != nil {
 		return err
 	}
+	step("stored")
 	f.record.Store(nil)
 	f.invoked.Store(0)
 	rt := f.route.Swap(nil)

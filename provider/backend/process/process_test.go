@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("socket_path") != "" {
 		fakeFwatchdog()
 	}
+	if os.Getenv(crashDir) != "" {
+		crash()
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -94,6 +97,17 @@ type bench struct {
 	db     *bbolt.DB
 }
 
+// benchConfig is a configuration whose fwatchdog is the test binary.
+func benchConfig(dir string) (*config.Config, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return config.Read(func(name string) string {
+		return map[string]string{"data_dir": dir, "fwatchdog_path": self, "drain_timeout": "10s", "deploy_timeout": "20s"}[name]
+	})
+}
+
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fp") // t.TempDir is closed to other users and too long for sockets
@@ -104,13 +118,7 @@ func newBench(t *testing.T) *bench {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := config.Read(func(name string) string {
-		return map[string]string{"data_dir": dir, "fwatchdog_path": self, "drain_timeout": "10s", "deploy_timeout": "20s"}[name]
-	})
+	cfg, err := benchConfig(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

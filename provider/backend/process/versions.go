@@ -49,9 +49,11 @@ func (b *Backend) revise(f *function, fresh string, change func(old *record) (*r
 		if err != nil || next == base {
 			return err
 		}
+		step("computed")
 		if err := b.loadMissing(ctx, f, next, fresh, started); err != nil {
 			return err
 		}
+		step("loaded")
 		undo, err := b.resizeLoaded(ctx, f, next)
 		if err != nil {
 			return err
@@ -196,15 +198,18 @@ func (b *Backend) commit(f *function, base, next *record, started map[string]*ge
 	} else if pins, err = b.pin(next); err != nil {
 		return true, err
 	}
+	step("pinned")
 	if err := b.storeRecord(f, next); err != nil {
 		release(pins)
 		return true, err
 	}
+	step("stored")
 	if next.Replicas > 0 {
 		f.route.Store(newRoute(next.Split, loaded))
 	} else {
 		f.route.Store(nil)
 	}
+	step("moved")
 	pins, f.pins = f.pins, pins
 	b.background.Go(func() { release(pins) })
 	if old != nil {

@@ -130,5 +130,9 @@ func printTraffic(out io.Writer, status backend.TrafficStatus, output string) er
 		reason, _, _ := strings.Cut(v.Reason, "\n")
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", status.Function, v.Version, v.Weight, state, v.Calls, v.Errors, reason)
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil || status.RolloutNote == "" {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "rollout: %s\n", status.RolloutNote)
+	return err
 }

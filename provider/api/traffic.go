@@ -61,6 +61,7 @@ func (s *Server) answerTraffic(w http.ResponseWriter, out backend.TrafficStatus,
 const (
 	splitStatus    = "faas-predict.status.split"
 	mirrorStatus   = "faas-predict.status.mirror"
+	rolloutStatus  = "faas-predict.status.rollout"
 	versionsStatus = "faas-predict.status.versions"
 )
 
@@ -74,6 +75,9 @@ func annotate(f *types.FunctionStatus, t backend.TrafficStatus) {
 	out[splitStatus] = t.String()
 	if t.Mirror != "" {
 		out[mirrorStatus] = t.Mirror
+	}
+	if t.RolloutNote != "" {
+		out[rolloutStatus] = t.RolloutNote
 	}
 	versions := make([]string, 0, len(t.Versions))
 	for _, v := range t.Versions {

@@ -258,7 +258,7 @@ func TestProviderKeepsTheOldVersionWhenTheNewOneFails(t *testing.T) {
 	}{
 		"example": {"pass", "examples: [{request: '5.1', response: setosa}]", nil, []string{"setosa", "virginica"}},
 		"init":    {"raise KeyError('petals')", "", nil, []string{"Traceback", "petals"}},
-		"slow":    {"import time; time.sleep(60)", "", nil, []string{"not ready in time"}},
+		"slow":    {"import time; time.sleep(60)", "", nil, []string{"not ready within deploy_timeout"}},
 		"memory": {"global X; X = b'x' * (1 << 30)", "", small, // Without control groups the allocation itself fails.
 			[]string{"needs more memory than its limit of 128 MiB|MemoryError"}},
 	} {

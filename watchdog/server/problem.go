@@ -16,6 +16,8 @@ type problem struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 	CallID string `json:"call_id,omitempty"`
+	// Final says of one that is not ready that it never will be.
+	Final bool `json:"final,omitempty"`
 }
 
 func newProblem(status int, detail string) problem {

@@ -336,7 +336,9 @@ func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	if err := s.accepts(); err != nil {
-		writeProblem(w, problemOf(err))
+		p := problemOf(err)
+		p.Final = s.failure.Load() != nil
+		writeProblem(w, p)
 		return
 	}
 	if err := s.pool.Ready(); err != nil {

@@ -57,7 +57,7 @@ func fakeFwatchdog() {
 			json.NewEncoder(w).Encode(map[string]string{"detail": cmp.Or(word("while"), "init is running")})
 		case word("fail") != "":
 			w.WriteHeader(http.StatusServiceUnavailable)
-			json.NewEncoder(w).Encode(map[string]string{"detail": word("fail")})
+			json.NewEncoder(w).Encode(map[string]any{"detail": word("fail"), "final": true})
 		}
 	})
 	report := func(w http.ResponseWriter) {

@@ -212,14 +212,14 @@ func (i *instance) awaitReady(ctx context.Context) error {
 	const first, last = 5 * time.Millisecond, 200 * time.Millisecond
 	reason := "it has not answered yet"
 	for pause := first; ; pause = min(pause*3/2, last) {
-		status, detail, err := i.ready(ctx)
+		r, err := i.ready(ctx)
 		switch {
-		case err == nil && status == http.StatusOK:
+		case err == nil && r.status == http.StatusOK:
 			return nil
 		case err == nil:
-			reason = detail
-			if failed(detail) {
-				return fmt.Errorf("%w: %s", backend.ErrFailed, detail)
+			reason = r.Detail
+			if r.Final {
+				return fmt.Errorf("%w: %s", backend.ErrFailed, reason)
 			}
 		}
 		select {
@@ -229,30 +229,32 @@ func (i *instance) awaitReady(ctx context.Context) error {
 			}
 			return fmt.Errorf("%w: %s (%s)", backend.ErrFailed, reason, i.end)
 		case <-ctx.Done():
-			return fmt.Errorf("%w: not ready in time: %s", backend.ErrFailed, reason)
+			return fmt.Errorf("%w: not ready within deploy_timeout: %s", backend.ErrFailed, reason)
 		case <-time.After(pause):
 		}
 	}
 }
 
-// failed tells a reason that stays from one that passes. Workers that die may come up yet: fwatchdog
-// calls it a failed init when it gives up.
-func failed(detail string) bool {
-	return !strings.HasPrefix(detail, "workers die ") && detail != "" && detail != "init is running" && detail != "the bundle's examples are being checked"
+// readiness is what fwatchdog says of itself; see its guide on /_/ready.
+type readiness struct {
+	status int
+	Detail string
+	Final  bool // it will never be ready
 }
 
-func (i *instance) ready(ctx context.Context) (int, string, error) {
+func (i *instance) ready(ctx context.Context) (readiness, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	status, body, err := upstream.Get(ctx, filepath.Join(i.dir, adminSocket), "/ready")
 	if err != nil {
-		return 0, "", err
+		return readiness{}, err
 	}
-	var problem struct{ Detail string }
-	if json.Unmarshal(body, &problem) != nil || problem.Detail == "" {
-		problem.Detail = strings.TrimSpace(string(body))
+	var r readiness
+	if json.Unmarshal(body, &r) != nil || r.Detail == "" {
+		r.Detail = strings.TrimSpace(string(body))
 	}
-	return status, problem.Detail, nil
+	r.status = status
+	return r, nil
 }
 
 // workers asks how many workers are ready; setWorkers changes how many there are and waits for them.

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -155,15 +156,27 @@ func TestARollbackGoesBackSplitBySplitToWarmVersions(t *testing.T) {
 		}
 	}
 	eventually(t, "2_1 is warm and 1_1 gone", func() bool { return b.states(t) == "2_1 ready 0, 3_1 active 100" })
-	began := time.Now()
+	// The bound is a median's: one disk flush may take long on a busy machine.
+	var times []time.Duration
+	for range 5 {
+		began := time.Now()
+		if _, err := b.Rollback(t.Context(), iris); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.answering(t); got != "2_1" {
+			t.Errorf("%s answers after the first rollback", got)
+		}
+		times = append(times, time.Since(began))
+		if err := b.Update(t.Context(), spec("iris:3_1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(times)
+	if times[2] > 50*time.Millisecond {
+		t.Errorf("rolling back to a warm version took %s", times)
+	}
 	if _, err := b.Rollback(t.Context(), iris); err != nil {
 		t.Fatal(err)
-	}
-	if got := b.answering(t); got != "2_1" {
-		t.Errorf("%s answers after the first rollback", got)
-	}
-	if took := time.Since(began); took > 50*time.Millisecond {
-		t.Errorf("rolling back to a warm version took %s", took)
 	}
 	if _, err := b.Rollback(t.Context(), iris); err != nil {
 		t.Fatal(err)
@@ -315,14 +328,7 @@ func TestAMirrorGetsCopiesThatNobodySees(t *testing.T) {
 	if _, body, err := b.call(t, "/lines", "an answer\nof unknown\nlength\n"); err != nil || strings.Count(body, "\n") != 3 {
 		t.Errorf("%q, %v", body, err)
 	}
-	began := time.Now()
-	if _, _, err := b.call(t, "/slow?ms=200", ""); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(began); took > 380*time.Millisecond {
-		t.Errorf("a call took %s: it waited for its copy", took)
-	}
-	want := traffic.Mirrored{Matched: 3, Differed: 5, Skipped: 1}
+	want := traffic.Mirrored{Matched: 2, Differed: 5, Skipped: 1}
 	mirrored := func() traffic.Mirrored {
 		status, err := b.Traffic(t.Context(), iris)
 		if err != nil {
@@ -334,6 +340,14 @@ func TestAMirrorGetsCopiesThatNobodySees(t *testing.T) {
 		return traffic.Mirrored{}
 	}
 	eventually(t, "every copy is counted", func() bool { return mirrored() == want })
+	if _, _, err := b.call(t, "/slow?ms=500", ""); err != nil {
+		t.Error(err)
+	}
+	if mirrored() != want {
+		t.Error("a call waited for its copy")
+	}
+	want.Matched++
+	eventually(t, "the slow copy is counted", func() bool { return mirrored() == want })
 }
 
 func TestACopyThatFailsIsCountedAndTheCallIsNot(t *testing.T) {
@@ -478,15 +492,16 @@ func TestARollbackDoesNotWaitForADeploymentThatLoads(t *testing.T) {
 	deployed := make(chan error, 1)
 	go func() { deployed <- b.Update(t.Context(), annotated("iris:3_1", "canary=40")) }()
 	eventually(t, "3_1 loads", func() bool { return strings.Contains(b.states(t), "3_1 loading") })
-	began := time.Now()
 	if _, err := b.Rollback(t.Context(), iris); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(began); took > 100*time.Millisecond {
-		t.Errorf("the rollback took %s", took)
-	}
 	if got := b.answering(t); got != "1_1" {
 		t.Errorf("%s answers", got)
+	}
+	select {
+	case err := <-deployed:
+		t.Errorf("the rollback waited for the deployment (%v)", err)
+	default:
 	}
 	if err := <-deployed; err != nil {
 		t.Error(err)

@@ -292,7 +292,7 @@ func (w *worker) answered(h wire.Header, payload []byte) {
 	c := w.sent[at]
 	w.drop(at)
 	if h.Kind == wire.Skipped {
-		p.queue.pushFront(c)
+		p.giveBack(c)
 		return
 	}
 	p.crashes, p.answered = 0, true
@@ -352,7 +352,11 @@ func (w *worker) check(now time.Time) {
 	late := func(c *Call) bool { return c.expired(now) && w.begun(c) }
 	stuck := now.Sub(w.lastMove) >= stuckAfter
 	if w.proc.Journal != nil && (stuck || slices.ContainsFunc(w.sent, late)) {
-		w.proc.Journal.Unwritten(w.answered)
+		w.proc.Journal.Unwritten(func(h wire.Header, payload []byte) {
+			if h.Kind != wire.Skipped { // which says that something comes by the channel, and is counted there
+				w.answered(h, payload)
+			}
+		})
 	}
 	if slices.ContainsFunc(w.sent, late) {
 		w.timedOut = true
@@ -365,6 +369,16 @@ func (w *worker) check(now time.Time) {
 	if other := w.pool.freeWorker(w.sent[1]); other != nil && len(other.sent) == 0 {
 		w.takeBack()
 	}
+}
+
+// giveBack puts a call that was not begun at the head of the queue, or refuses it where no runner is up
+// that could have it. The lock is held.
+func (p *Pool) giveBack(c *Call) {
+	if p.notReady != "" {
+		p.settle(c, nil, &NotReadyError{p.notReady}, 0)
+		return
+	}
+	p.queue.pushFront(c)
 }
 
 // takeBack moves the calls that a stuck worker has not begun to the head of the queue, where the other
@@ -383,7 +397,7 @@ func (w *worker) takeBack() {
 		if c := w.sent[at]; c.id > claimed {
 			w.drop(at)
 			w.revoked++
-			p.queue.pushFront(c)
+			p.giveBack(c)
 		}
 	}
 	p.feed()
@@ -445,12 +459,12 @@ func (w *worker) settleSent(reason string) (lost int) {
 		case begun[i] && c.grouped:
 			// Which of a batch was the end of it cannot be told; each is asked again by itself.
 			c.grouped, c.alone = false, true
-			p.queue.pushFront(c)
+			p.giveBack(c)
 		case begun[i]:
 			p.settle(c, nil, &CrashError{reason}, now.Sub(w.lastMove))
 			lost++
 		default:
-			p.queue.pushFront(c)
+			p.giveBack(c)
 		}
 	}
 	return lost

@@ -18,9 +18,6 @@ import (
 // callIDHeader names a call in the caller's, the provider's and the function's logs.
 const callIDHeader = "X-Call-Id"
 
-// statusClientGone is what nginx made usual for a caller that left; nobody receives it.
-const statusClientGone = 499
-
 func init() {
 	// Call ids need to be unique, not secret: one read of random bytes for many of them.
 	uuid.EnableRandPool()
@@ -67,7 +64,7 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 		// Cutting the connection is the one way to say that what came is not all.
 		panic(http.ErrAbortHandler)
 	case errors.Is(err, upstream.ErrClientGone):
-		status = statusClientGone
+		status = upstream.StatusClientGone
 	case errors.Is(err, backend.ErrNotReady), errors.Is(err, backend.ErrScaledOff):
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", "1")

@@ -136,7 +136,7 @@ func (m *machine) DeleteOne(t *rapid.T) {
 	name := someNames.Draw(t, "name")
 	ids := slices.Sorted(maps.Keys(m.versions[name]))
 	if len(ids) == 0 {
-		t.Skip("nothing to delete")
+		return // there is nothing to delete
 	}
 	id := rapid.SampledFrom(ids).Draw(t, "version")
 	if err := m.Delete(name, id); err != nil {

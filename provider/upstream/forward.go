@@ -26,6 +26,9 @@ const maxBuffered = 64 << 10
 // maxHeaderLines bounds an answer's headers; a line is bounded by the read buffer.
 const maxHeaderLines = 256
 
+// StatusClientGone is what nginx made usual for a caller that left. It is counted; nobody receives it.
+const StatusClientGone = 499
+
 var (
 	// ErrUnreached means that the function never got the whole request: nothing ran.
 	ErrUnreached = errors.New("function not reached")

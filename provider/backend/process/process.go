@@ -219,7 +219,7 @@ func (b *Backend) restore() error {
 func (b *Backend) resume(f *function, r *record) {
 	versions := r.keeps(b.config.KeepWarm)
 	slices.SortStableFunc(versions, func(x, y string) int { return int(r.Split.Weight(y)) - int(r.Split.Weight(x)) })
-	for _, version := range slices.Compact(versions) {
+	for _, version := range versions {
 		d := *r.find(version)
 		if err := b.resumeVersion(f, d, r, true); err != nil && b.alive.Err() == nil {
 			b.background.Go(func() { b.retryVersion(f, d) })

@@ -7,6 +7,7 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/traffic"
+	"github.com/faas-predict/faas-predict/provider/upstream"
 )
 
 // Headers by which a caller chooses a version, in the form that net/http stores them.
@@ -129,11 +130,8 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	if err != nil && r.Context().Err() == nil {
 		counted = statusCutOff
 	} else if err != nil {
-		counted = statusClientGone
+		counted = upstream.StatusClientGone
 	}
 	g.stats.Count(counted, time.Since(began))
 	return status, err
 }
-
-// statusClientGone is what nginx made usual for a caller that left.
-const statusClientGone = 499

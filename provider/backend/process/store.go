@@ -111,7 +111,11 @@ func (r *record) abandon() {
 func (r *record) needs() []string {
 	out := r.Split.Versions()
 	if r.Rollout != nil {
-		out = append(out, r.Rollout.Base.Versions()...)
+		for _, version := range r.Rollout.Base.Versions() {
+			if !slices.Contains(out, version) {
+				out = append(out, version)
+			}
+		}
 	}
 	return out
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openfaas/faas-provider/logs"
 	"github.com/openfaas/faas-provider/types"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -187,6 +188,27 @@ func TestARollbackGoesBackSplitBySplitToWarmVersions(t *testing.T) {
 	if _, err := b.Rollback(t.Context(), iris); !errors.Is(err, backend.ErrNothingBefore) {
 		t.Errorf("the third rollback: %v", err)
 	}
+}
+
+func TestAVersionThatIsReplacedDrains(t *testing.T) {
+	b := withVersions(t, 2)
+	b.config.KeepWarm = 0
+	answered := make(chan string, 1)
+	go func() {
+		_, body, err := b.call(t, "/slow?ms=700", "")
+		answered <- fmt.Sprint(body, err)
+	}()
+	eventually(t, "the call is there", func() bool { return b.functions[iris].route.Load().only.current.Load().calls.Load() == 1 })
+	if err := b.Update(t.Context(), spec("iris:2_1")); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.states(t); got != "1_1 draining 0, 2_1 active 100" {
+		t.Error(got)
+	}
+	if got := <-answered; got != "done<nil>" {
+		t.Errorf("the call that was under way got %s", got)
+	}
+	eventually(t, "the old version is gone", func() bool { return b.states(t) == "2_1 active 100" })
 }
 
 func TestSplitsComeBackFromTheState(t *testing.T) {
@@ -422,6 +444,20 @@ func TestARolloutThatBreaksABoundRollsBackAndSaysWhy(t *testing.T) {
 	status, err := b.Traffic(t.Context(), iris)
 	if err != nil || status.Rollout != nil || !strings.Contains(status.RolloutNote, "calls failed") || len(status.Before) != 0 {
 		t.Errorf("%+v, %v", status, err)
+	}
+	if n := testutil.ToFloat64(b.rollouts.WithLabelValues(iris.String(), "rolled_back")); n != 1 {
+		t.Errorf("%g rollouts are counted as rolled back", n)
+	}
+	messages, err := b.Logs(t.Context(), logs.Request{Name: "iris"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := false
+	for m := range messages {
+		said = said || strings.Contains(m.Text, "rollout of version 2_1: rolled back at 50 %")
+	}
+	if !said {
+		t.Error("the function's log does not say that it was rolled back")
 	}
 	if failed > 400 {
 		t.Errorf("%d calls failed before the bound was seen to be broken", failed)

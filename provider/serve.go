@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -25,6 +24,7 @@ import (
 	"github.com/faas-predict/faas-predict/provider/backend/process"
 	"github.com/faas-predict/faas-predict/provider/config"
 	"github.com/faas-predict/faas-predict/provider/registry"
+	"github.com/faas-predict/faas-predict/watchdog/http1"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
@@ -92,7 +92,7 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 
 // shutDown ends in this order: no new requests, then log streams (which Close of the backend ends),
 // then functions once their calls are answered.
-func shutDown(ctx context.Context, server *http.Server, functions *process.Backend, drain time.Duration) error {
+func shutDown(ctx context.Context, server *http1.Server, functions *process.Backend, drain time.Duration) error {
 	functions.EndStreams()
 	quiet, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()

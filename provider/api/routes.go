@@ -10,6 +10,7 @@ package api
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
+	"github.com/faas-predict/faas-predict/watchdog/http1"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
@@ -151,15 +153,26 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.system.ServeHTTP(w, r)
 }
 
-// HTTPServer returns a net/http server for the handler with limits on everything a client can hold
-// open. read and write are 0 for no limit.
-func HTTPServer(h http.Handler, read, write time.Duration) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       read,
-		WriteTimeout:      write,
-		IdleTimeout:       3 * time.Minute,
-		MaxHeaderBytes:    256 << 10,
+// HTTPServer returns a server for the handler with limits on everything a client can hold open. read and
+// write are 0 for no limit.
+func HTTPServer(h http.Handler, read, write time.Duration) *http1.Server {
+	const idle = 3 * time.Minute
+	return &http1.Server{
+		Handler: h,
+		Takes: func(r *http.Request) bool {
+			// Only net/http bounds the time until an answer is there.
+			return write == 0 && strings.HasPrefix(r.URL.Path, functionPrefix)
+		},
+		ReadTimeout: read,
+		IdleTimeout: idle,
+		Logger:      slog.Default(),
+		Rest: &http.Server{
+			Handler:           h,
+			ReadHeaderTimeout: 10 * time.Second,
+			ReadTimeout:       read,
+			WriteTimeout:      write,
+			IdleTimeout:       idle,
+			MaxHeaderBytes:    256 << 10,
+		},
 	}
 }

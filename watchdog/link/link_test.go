@@ -244,7 +244,7 @@ func FuzzDecode(f *testing.F) {
 	b := appendString(appendString(appendString(nil, "POST"), "/"), "host")
 	f.Add(append(appendHeader(b, http.Header{"A": {"1", "2"}}), "body"...))
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		r, err := request(t.Context(), payload)
+		r, err := request(t.Context(), payload, http.Header{})
 		if err != nil {
 			return
 		}

@@ -15,7 +15,8 @@ import (
 )
 
 // Acceptor is the watchdog's end of links: an http.Handler for Path that answers each call as
-// Handler does. Handler's ResponseWriter keeps the whole answer until the call ends.
+// Handler does. Handler's ResponseWriter keeps the whole answer until the call ends. Nothing of the
+// request or the response writer may be used after Handler returns: the next call reuses them.
 type Acceptor struct {
 	Handler http.Handler
 
@@ -99,12 +100,73 @@ type session struct {
 
 	mu      sync.Mutex
 	cancels map[uint64]context.CancelFunc
+	idle    []*callee
+	ended   bool
+}
+
+// callee answers one call after another, and keeps what they need: a goroutine with a stack of the
+// right size, and the maps of headers.
+type callee struct {
+	session *session
+	calls   chan called // has room for one; closed when there will be no more
+	header  http.Header
+	answer  whole
+}
+
+type called struct {
+	ctx   context.Context
+	frame frame
+	group *sync.WaitGroup // of calls
+}
+
+// keptAnswer is the largest body whose memory is kept for the next call's.
+const keptAnswer = 16 << 10
+
+// maxIdle bounds the callees that are kept for the next calls.
+const maxIdle = 128
+
+// callee returns one that is free, or a new one.
+func (s *session) callee() *callee {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := len(s.idle) - 1; last >= 0 {
+		c := s.idle[last]
+		s.idle = s.idle[:last]
+		return c
+	}
+	c := &callee{session: s, calls: make(chan called, 1), header: make(http.Header, 12)}
+	c.answer.header = make(http.Header, 8)
+	go c.run()
+	return c
+}
+
+// release keeps c for later calls, and reports whether it did.
+func (s *session) release(c *callee) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || len(s.idle) == maxIdle {
+		return false
+	}
+	s.idle = append(s.idle, c)
+	return true
+}
+
+// end lets the idle callees go; the others go after their call.
+func (s *session) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for _, c := range s.idle {
+		close(c.calls)
+	}
+	s.idle = nil
 }
 
 func (a *Acceptor) serve(conn net.Conn, r *bufio.Reader) {
 	s := &session{w: writer{conn: conn}, handler: a.Handler, cancels: map[uint64]context.CancelFunc{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel() // whoever called is gone
+	defer s.end()
 	for {
 		f, err := readFrame(r, MaxCall)
 		if err != nil {
@@ -117,11 +179,7 @@ func (a *Acceptor) serve(conn net.Conn, r *bufio.Reader) {
 			a.calls.Add(1)
 			call, stop := context.WithCancel(ctx)
 			s.remember(f.id, stop)
-			go func() {
-				defer a.calls.Done()
-				defer s.cancel(f.id)
-				s.call(call, f)
-			}()
+			s.callee().calls <- called{call, f, &a.calls}
 		case kindCancel:
 			s.cancel(f.id)
 		default:
@@ -147,14 +205,24 @@ func (s *session) cancel(id uint64) {
 	}
 }
 
-func (s *session) call(ctx context.Context, f frame) {
-	r, err := request(ctx, f.payload)
-	if err != nil {
-		s.abort(f.id)
-		return
+func (c *callee) run() {
+	for call := range c.calls {
+		c.call(call.ctx, call.frame)
+		c.session.cancel(call.frame.id)
+		kept := c.session.release(c)
+		call.group.Done()
+		if !kept {
+			return
+		}
 	}
-	w := &whole{header: make(http.Header, 8)}
-	if !s.handle(w, r) {
+}
+
+func (c *callee) call(ctx context.Context, f frame) {
+	s, w := c.session, &c.answer
+	clear(c.header)
+	w.reset()
+	r, err := request(ctx, f.payload, c.header)
+	if err != nil || !s.handle(w, r) {
 		s.abort(f.id)
 		return
 	}
@@ -194,9 +262,10 @@ func (s *session) handle(w http.ResponseWriter, r *http.Request) (ended bool) {
 
 var root = &url.URL{Path: "/"}
 
-func request(ctx context.Context, payload []byte) (*http.Request, error) {
+// request reads a call's payload; header is the request's, and empty.
+func request(ctx context.Context, payload []byte, header http.Header) (*http.Request, error) {
 	d := decoder{text: string(payload)}
-	r := &http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header, 12), RemoteAddr: "@"}
+	r := &http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: header, RemoteAddr: "@"}
 	r.Method, r.RequestURI, r.Host = d.string(), d.string(), d.string()
 	d.header(r.Header)
 	if d.bad {
@@ -223,6 +292,14 @@ type whole struct {
 	header http.Header
 	status int
 	body   []byte
+}
+
+// reset keeps the memory of a small body.
+func (w *whole) reset() {
+	clear(w.header)
+	if w.status, w.body = 0, w.body[:0]; cap(w.body) > keptAnswer {
+		w.body = nil
+	}
 }
 
 func (w *whole) Header() http.Header { return w.header }

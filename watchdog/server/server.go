@@ -22,6 +22,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/faas-predict/faas-predict/watchdog/http1"
 	"github.com/faas-predict/faas-predict/watchdog/link"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 	"github.com/faas-predict/faas-predict/watchdog/pool"
@@ -131,15 +132,21 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error {
-	function := &http.Server{
-		Handler: s.functionHandler(), ReadTimeout: s.settings.ReadTimeout, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	const idle = 2 * time.Minute
+	handler := s.functionHandler()
+	function := &http1.Server{
+		Handler: handler, Takes: func(r *http.Request) bool { return !isStream(r) },
+		ReadTimeout: s.settings.ReadTimeout, WriteTimeout: s.settings.WriteTimeout, IdleTimeout: idle, Logger: s.logger,
+		Rest: &http.Server{
+			Handler: handler, ReadTimeout: s.settings.ReadTimeout, IdleTimeout: idle,
+			MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+		},
 	}
-	links := &link.Acceptor{Handler: function.Handler}
+	links := &link.Acceptor{Handler: handler}
 	owner := http.NewServeMux()
 	owner.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
 	ended := make(chan error, 3)
-	start := func(server *http.Server, listener net.Listener) {
+	start := func(server interface{ Serve(net.Listener) error }, listener net.Listener) {
 		go func() {
 			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 				ended <- fmt.Errorf("serve: %w", err)
@@ -231,7 +238,7 @@ func (s *Server) watchInit() (failed <-chan struct{}, stop func()) {
 
 // drain is of-watchdog's way down: unhealthy for healthcheck_interval so that load balancers look
 // elsewhere, then no new connections, then the end once everything accepted is answered.
-func (s *Server) drain(function *http.Server, links *link.Acceptor, now func() bool, failed <-chan struct{}) error {
+func (s *Server) drain(function *http1.Server, links *link.Acceptor, now func() bool, failed <-chan struct{}) error {
 	s.leaving.Store(true)
 	s.removeLock()
 	select {

@@ -125,7 +125,9 @@ func NewAuthority(cfg AuthorityConfig) (*Authority, error) {
 	}
 	if cfg.Transport == nil {
 		// A pool of its own, so that Close ends its connections and nobody else's.
-		cfg.Transport = http.DefaultTransport.(*http.Transport).Clone()
+		if pool, ok := http.DefaultTransport.(*http.Transport); ok {
+			cfg.Transport = pool.Clone()
+		}
 	}
 	base := strings.TrimSuffix(cfg.URL, "/")
 	if cfg.Issuer == "" && u.Scheme == "https" {
@@ -294,7 +296,10 @@ func (a *Authority) fetchKeys(ctx context.Context) error {
 	if err := json.Unmarshal(body, &d); err != nil {
 		return fmt.Errorf("read %s: %w", a.url+DiscoveryPath, err)
 	}
-	if d.Issuer == "" || (a.cfg.Issuer != "" && strings.TrimSuffix(d.Issuer, "/") != strings.TrimSuffix(a.cfg.Issuer, "/")) {
+	if d.Issuer == "" {
+		return fmt.Errorf("%s names no issuer", a.url+DiscoveryPath)
+	}
+	if a.cfg.Issuer != "" && strings.TrimSuffix(d.Issuer, "/") != strings.TrimSuffix(a.cfg.Issuer, "/") {
 		return fmt.Errorf("%s says that its issuer is %q; it must be %q", a.url+DiscoveryPath, d.Issuer, a.cfg.Issuer)
 	}
 	if err := a.trusted("jwks_uri", d.JWKSURI); err != nil {

@@ -34,9 +34,6 @@ const (
 	maxKeySetBytes     = 1 << 20
 	maxRevocationBytes = 8 << 20
 	fetchTimeout       = 10 * time.Second
-	// revocationTimeout and the default interval together stay below 10 s, which is how long a
-	// revocation may take to be known everywhere.
-	revocationTimeout = 4 * time.Second
 )
 
 // Pauses between fetches of the keys.
@@ -61,9 +58,9 @@ type AuthorityConfig struct {
 	Issuer string
 	// RefreshInterval is how often the keys are fetched in any case; 0 is 5 minutes.
 	RefreshInterval time.Duration
-	// RevocationInterval is how often the revocations are fetched; 0 is 5 seconds. One is known here
-	// after this and the time of one fetch, which has at most 4 seconds.
-	RevocationInterval time.Duration
+	// RevocationBound is how long after its revocation a token may still be accepted here while the
+	// issuer can be reached; 0 is 10 seconds. The list is fetched every half of it.
+	RevocationBound time.Duration
 	// Transport is for tests and for issuers with certificates of their own; nil is net/http's.
 	Transport http.RoundTripper
 	// Logger is where it is told that the issuer cannot be reached; nil is slog.Default.
@@ -117,8 +114,8 @@ func NewAuthority(cfg AuthorityConfig) (*Authority, error) {
 	if cfg.RefreshInterval <= 0 {
 		cfg.RefreshInterval = 5 * time.Minute
 	}
-	if cfg.RevocationInterval <= 0 {
-		cfg.RevocationInterval = 5 * time.Second
+	if cfg.RevocationBound <= 0 {
+		cfg.RevocationBound = 10 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -399,7 +396,7 @@ func (a *Authority) keepRevocations() {
 		return
 	}
 	for {
-		timer := time.NewTimer(jittered(a.cfg.RevocationInterval))
+		timer := time.NewTimer(jittered(a.cfg.RevocationBound / 2))
 		select {
 		case <-a.ctx.Done():
 			timer.Stop()
@@ -429,7 +426,7 @@ func (a *Authority) fetchRevocations(ctx context.Context) error {
 	if address == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, revocationTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.RevocationBound*2/5) // with the pause before it less than the bound
 	defer cancel()
 	body, etag, err := a.get(ctx, address, etag, maxRevocationBytes)
 	if err != nil || body == nil {

@@ -103,6 +103,11 @@ func (s *Server) predict(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, p)
 	}
 
+	if err := s.guard.admit(r, id); err != nil {
+		challenge(w.Header(), err)
+		fail(problemOf(err), pool.Answer{})
+		return
+	}
 	if limit := int64(s.settings.MaxInflight); limit > 0 && inFlight > limit {
 		fail(newProblem(http.StatusTooManyRequests, "max_inflight is reached"), pool.Answer{})
 		return

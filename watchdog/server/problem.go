@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/faas-predict/faas-predict/auth/token"
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 )
 
@@ -34,6 +35,7 @@ func problemOf(err error) problem {
 		notString *pool.NotStringError
 		crash     *pool.CrashError
 		notReady  *pool.NotReadyError
+		refused   *token.Error
 	)
 	switch {
 	case errors.Is(err, pool.ErrFull):
@@ -48,6 +50,8 @@ func problemOf(err error) problem {
 		return newProblem(http.StatusInternalServerError, notString.Error())
 	case errors.As(err, &crash):
 		return newProblem(http.StatusBadGateway, crash.Error())
+	case errors.As(err, &refused):
+		return newProblem(refused.Status, refused.Description)
 	case errors.As(err, &notReady):
 		return newProblem(http.StatusServiceUnavailable, notReady.Reason)
 	case errors.Is(err, context.Canceled):

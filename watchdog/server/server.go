@@ -40,6 +40,7 @@ type Server struct {
 	logger   *slog.Logger
 	pool     *pool.Pool
 	metrics  *metrics
+	guard    *guard // nil: every call may pass
 	inFlight atomic.Int64
 	leaving  atomic.Bool // SIGTERM came: unhealthy, but still serving
 	held     atomic.Int64
@@ -58,6 +59,13 @@ func Run(ctx context.Context, settings Settings, bundle *model.Bundle, logs *Log
 		startMethod = settings.StartMethod
 	}
 	poolMetrics := &pool.Metrics{}
+	if settings.JWTAuth {
+		var err error
+		if s.guard, err = newGuard(settings, s.logger); err != nil {
+			return err
+		}
+		defer s.guard.close()
+	}
 	listeners, err := s.listen()
 	if err != nil {
 		return err
@@ -350,6 +358,10 @@ func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 	}
 	if err := s.pool.Ready(); err != nil {
 		writeProblem(w, problemOf(err))
+		return
+	}
+	if err := s.guard.ready(); err != nil {
+		writeProblem(w, newProblem(http.StatusServiceUnavailable, err.Error()))
 		return
 	}
 	if limit := int64(s.settings.MaxInflight); limit > 0 && s.inFlight.Load() >= limit {

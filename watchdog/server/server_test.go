@@ -48,7 +48,7 @@ func TestASettingIsTakenOrRefusedByName(t *testing.T) {
 		{"start_method", "fork", true}, {"start_method", "spawn", true}, {"start_method", "forkserver", false},
 		{"log_format", "json", true}, {"log_format", "xml", false}, {"log_buffer_size", "-1", true}, {"log_buffer_size", "-2", false},
 		{"prefix_logs", "false", true}, {"prefix_logs", "maybe", false}, {"queue_depth", "0", false}, {"batch_max_size", "4097", false},
-		{"jwt_auth", "false", true}, {"jwt_auth", "true", false}, {"jwt_auth", "yes", false},
+		{"jwt_auth", "false", true}, {"jwt_auth", "true", true}, {"jwt_auth", "yes", false}, {"revocation_bound", "soon", false},
 	} {
 		_, err := ReadSettings(environment(map[string]string{c.name: c.value}))
 		if (err == nil) != c.ok {

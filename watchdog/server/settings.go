@@ -40,6 +40,11 @@ type Settings struct {
 	ReadyPath           string
 	Name                string
 	Namespace           string
+	JWTAuth             bool
+	JWTAuthLocal        bool
+	JWTAuthDebug        bool
+	Authority           string
+	RevocationBound     time.Duration
 }
 
 // Setting describes one environment variable; docs/fwatchdog.md is held against this table by a test.
@@ -75,7 +80,11 @@ var Variables = []Setting{
 	{"log_format", "text", "the watchdog's own lines: text or json", oneOf(func(s *Settings) *string { return &s.LogFormat }, "text", "json")},
 	{"suppress_lock", "false", "write no lock file for an exec health check", boolean(func(s *Settings) *bool { return &s.SuppressLock })},
 	{"ready_path", "", "path answered as /_/ready is", str(func(s *Settings) *string { return &s.ReadyPath })},
-	{"jwt_auth", "false", "must be false: this version has no token check and refuses to start open", refuseTrue},
+	{"jwt_auth", "false", "answer only calls with a bearer token for this function", boolean(func(s *Settings) *bool { return &s.JWTAuth })},
+	{"jwt_auth_local", "false", "take http://127.0.0.1:8000 for the issuer, as when a gateway's port is forwarded", boolean(func(s *Settings) *bool { return &s.JWTAuthLocal })},
+	{"jwt_auth_debug", "false", "log why a call was refused", boolean(func(s *Settings) *bool { return &s.JWTAuthDebug })},
+	{"authority", "http://gateway.openfaas:8080", "URL of the tokens' issuer", str(func(s *Settings) *string { return &s.Authority })},
+	{"revocation_bound", "10s", "how long a revoked token may still be accepted", duration(func(s *Settings) *time.Duration { return &s.RevocationBound })},
 	{"OPENFAAS_NAME", "the bundle's name", "name of the function", str(func(s *Settings) *string { return &s.Name })},
 	{"OPENFAAS_NAMESPACE", "", "namespace of the function", str(func(s *Settings) *string { return &s.Namespace })},
 }
@@ -88,6 +97,7 @@ func ReadSettings(getenv func(string) string) (Settings, error) {
 		InitTimeout: 5 * time.Minute, ExecTimeout: 30 * time.Second, ReadTimeout: 30 * time.Second,
 		WriteTimeout: 30 * time.Second, HealthcheckInterval: -1, DrainTimeout: -1, MaxBodyBytes: 16 << 20,
 		QueueDepth: 256, BatchMaxSize: 32, PrefixLogs: true, LogBufferSize: bufio.MaxScanTokenSize, LogFormat: "text",
+		RevocationBound: defaultRevocationBound,
 	}
 	for _, v := range Variables {
 		if value := getenv(v.Name); value != "" {
@@ -170,11 +180,4 @@ func boolean(field func(*Settings) *bool) func(*Settings, string) error {
 		*field(s) = b
 		return nil
 	}
-}
-
-func refuseTrue(_ *Settings, v string) error {
-	if b, err := strconv.ParseBool(v); err != nil || b {
-		return fmt.Errorf("is not supported by this version, and serving without the check would be open to everyone")
-	}
-	return nil
 }

@@ -98,7 +98,7 @@ func (i *Issuer) published() []*token.Key {
 	return keys
 }
 
-// Lead is how long a new key is published before it signs.
+// lead is how long a new key is published before it signs.
 func (i *Issuer) lead() time.Duration { return min(keyLead, i.cfg.KeyRotation/2) }
 
 // maintainKeys makes the first key, the next one in time, and removes those that are retired.
@@ -109,16 +109,16 @@ func (i *Issuer) maintainKeys() error {
 	current := i.signer(now)
 	switch {
 	case current == nil:
-		if _, err := i.newKey("first key", now, now); err != nil {
+		if err := i.newKey("first key", now, now); err != nil {
 			return err
 		}
 	case i.keys[len(i.keys)-1] != current: // there is a next one
 	case current.Algorithm() != i.cfg.Algorithm:
-		if _, err := i.newKey("key of another algorithm", now, now.Add(i.lead())); err != nil {
+		if err := i.newKey("key of another algorithm", now, now.Add(i.lead())); err != nil {
 			return err
 		}
 	case !now.Before(current.SignsFrom.Add(i.cfg.KeyRotation - i.lead())):
-		if _, err := i.newKey("rotation", now, now.Add(i.lead())); err != nil {
+		if err := i.newKey("rotation", now, now.Add(i.lead())); err != nil {
 			return err
 		}
 	}
@@ -140,23 +140,23 @@ func (i *Issuer) maintainKeys() error {
 }
 
 // newKey makes a key that signs from a time. The caller has mu.
-func (i *Issuer) newKey(reason string, now, from time.Time) (*signingKey, error) {
+func (i *Issuer) newKey(reason string, now, from time.Time) error {
 	key, err := token.NewKey(i.cfg.Algorithm)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	record := &keyRecord{Created: now.UTC(), SignsFrom: from.UTC(), LongestTTL: i.longestTTL()}
 	if record.JWK, err = key.MarshalJSON(); err != nil {
-		return nil, fmt.Errorf("write a signing key: %w", err)
+		return fmt.Errorf("write a signing key: %w", err)
 	}
 	if err := i.update(func(tx *bbolt.Tx) error { return put(tx, keysBucket, key.ID(), record) }); err != nil {
-		return nil, err
+		return err
 	}
 	if err := i.addKey(record); err != nil {
-		return nil, err
+		return err
 	}
 	i.audit(entry{event: "key added", key: key.ID(), reason: reason})
-	return i.keys[slices.IndexFunc(i.keys, func(k *signingKey) bool { return k.ID() == key.ID() })], nil
+	return nil
 }
 
 // removeKey takes a key out of memory and database. The caller has mu.
@@ -205,8 +205,8 @@ func (i *Issuer) publish() error {
 }
 
 // RotateKeys makes a new key, which is published at once and signs after 10 minutes, when everyone who
-// keeps the published keys has it. When a next key is there already, it returns that one.
-func (i *Issuer) RotateKeys() (KeyInfo, error) {
+// keeps the published keys has it. When a next key is there already, it returns that one, and false.
+func (i *Issuer) RotateKeys() (next KeyInfo, created bool, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	now := i.now()
@@ -215,14 +215,15 @@ func (i *Issuer) RotateKeys() (KeyInfo, error) {
 		if current != nil {
 			from = now.Add(i.lead())
 		}
-		if _, err := i.newKey("asked for", now, from); err != nil {
-			return KeyInfo{}, err
+		if err := i.newKey("asked for", now, from); err != nil {
+			return KeyInfo{}, false, err
 		}
 		if err := i.publish(); err != nil {
-			return KeyInfo{}, err
+			return KeyInfo{}, false, err
 		}
+		created = true
 	}
-	return i.keyInfo(len(i.keys) - 1), nil
+	return i.keyInfo(len(i.keys) - 1), created, nil
 }
 
 // RevokeKey is for a key that somebody else may have: it is neither published nor used from now on,

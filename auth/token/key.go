@@ -18,7 +18,8 @@ import (
 type Algorithm string
 
 // The accepted algorithms. There is no symmetric one: whoever can check a token must not be able to
-// make one.
+// make one. Stock of-watchdog (0.11) accepts ES256 and RS256; it knows EdDSA by name, but its JWK
+// library gives its JWT library a kind of key that this one does not take.
 const (
 	EdDSA Algorithm = "EdDSA"
 	ES256 Algorithm = "ES256"
@@ -68,8 +69,8 @@ func ParseKey(raw []byte) (*Key, error) {
 	if err := k.jwk.UnmarshalJSON(raw); err != nil {
 		return nil, fmt.Errorf("read a signing key: %w", err)
 	}
-	if k.jwk.IsPublic() || k.jwk.KeyID == "" || Algorithm(k.jwk.Algorithm).method() == nil {
-		return nil, fmt.Errorf("read a signing key: it must be a private JWK with kid and alg")
+	if _, ok := usable(k.jwk.Public()); !ok || k.jwk.IsPublic() || k.jwk.Algorithm == "" {
+		return nil, fmt.Errorf("read a signing key: it must be a private JWK with kid, and with alg, one of %v and of the key's kind", Algorithms)
 	}
 	return k, nil
 }

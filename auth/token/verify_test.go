@@ -685,6 +685,36 @@ func TestKeysThatAreWrittenAndReadSign(t *testing.T) {
 	}
 }
 
+func TestSigningKeysThatAreNone(t *testing.T) {
+	key := newKey(t, EdDSA)
+	raw := func(change func(*jose.JSONWebKey)) []byte {
+		jwk := key.jwk
+		change(&jwk)
+		b, err := jwk.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for name, raw := range map[string][]byte{
+		"public":              raw(func(k *jose.JSONWebKey) { *k = k.Public() }),
+		"symmetric":           raw(func(k *jose.JSONWebKey) { k.Key, k.Algorithm = []byte("0123456789abcdef"), "HS256" }),
+		"symmetric for EdDSA": raw(func(k *jose.JSONWebKey) { k.Key = []byte("0123456789abcdef") }),
+		"without kid":         raw(func(k *jose.JSONWebKey) { k.KeyID = "" }),
+		"without alg":         raw(func(k *jose.JSONWebKey) { k.Algorithm = "" }),
+		"alg none":            raw(func(k *jose.JSONWebKey) { k.Algorithm = "none" }),
+		"another's alg":       raw(func(k *jose.JSONWebKey) { k.Algorithm = "ES256" }),
+		"nothing":             nil,
+	} {
+		if _, err := ParseKey(raw); err == nil {
+			t.Errorf("%s: the key was taken", name)
+		}
+	}
+	if _, err := NewKey("HS256"); err == nil {
+		t.Error("a symmetric key was made")
+	}
+}
+
 func FuzzVerify(f *testing.F) {
 	key, err := NewKey(EdDSA)
 	if err != nil {
@@ -709,5 +739,39 @@ func FuzzVerify(f *testing.F) {
 		if !errors.As(err, &refused) || refused.Status != http.StatusUnauthorized || refused.Code != CodeInvalidToken {
 			t.Fatalf("refused with %#v", err)
 		}
+	})
+}
+
+// FuzzSigned has the issuer's own key sign anything: what is accepted must still be of this issuer, for
+// this audience, and within its time.
+func FuzzSigned(f *testing.F) {
+	key, err := NewKey(EdDSA)
+	if err != nil {
+		f.Fatal(err)
+	}
+	v := NewVerifier(Config{Keys: localKeys(f, key), CacheSize: 10})
+	claims, err := json.Marshal(goodClaims())
+	if err != nil {
+		f.Fatal(err)
+	}
+	header := fmt.Sprintf(`{"alg":"EdDSA","kid":%q,"typ":"at+jwt"}`, key.ID())
+	f.Add(header, string(claims))
+	f.Add(header, fmt.Sprintf(`{"iss":%q,"aud":%[1]q,"exp":1e300,"nbf":-1e300,"iat":0.5}`, issuerName))
+	f.Add(`{"alg":"none","kid":null,"crit":[]}`, `{"exp":1,"function":{"permissions":["*"]}}`)
+	f.Fuzz(func(t *testing.T, header, claims string) {
+		signed := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(claims))
+		raw := signed + "." + base64.RawURLEncoding.EncodeToString(signature(t, key)([]byte(signed)))
+		got, err := v.Verify(t.Context(), raw)
+		if err != nil {
+			var refused *Error
+			if !errors.As(err, &refused) || refused.Code != CodeInvalidToken {
+				t.Fatalf("refused with %#v", err)
+			}
+			return
+		}
+		if got.Issuer != issuerName || !strings.Contains(strings.Join(got.Audience, " "), issuerName) || time.Until(got.ExpiresAt.Time) < -Leeway {
+			t.Fatalf("accepted %s", claims)
+		}
+		_ = AuthorizeFunction(got, namespace, "iris")
 	})
 }

@@ -1,0 +1,5 @@
+package issuer
+
+const crashDir = "ISSUER_CRASH_DIR"
+
+func operate() {}

@@ -18,6 +18,7 @@ import (
 	"github.com/openfaas/faas-provider/types"
 	sdk "github.com/openfaas/go-sdk"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/faas-predict/faas-predict/provider/api"
 	"github.com/faas-predict/faas-predict/provider/client"
@@ -66,12 +67,14 @@ main.py that defines predict(request), and optionally init().
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), pushCommand(), deployCommand(), versionsCommand(), trafficCommand(), rollbackCommand(), &cobra.Command{
-		Use:   "version",
-		Short: "Print the version of this program",
-		Args:  cobra.NoArgs,
-		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version()) },
-	})
+	root.AddCommand(issuerCommands()...)
+	root.AddCommand(serveCommand(), pushCommand(), deployCommand(), versionsCommand(), trafficCommand(), rollbackCommand(),
+		tokenCommand(), loginCommand(), &cobra.Command{
+			Use:   "version",
+			Short: "Print the version of this program",
+			Args:  cobra.NoArgs,
+			Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version()) },
+		})
 	return root
 }
 
@@ -108,15 +111,20 @@ type connection struct {
 	passwordStdin              bool
 }
 
-func (c *connection) flags(cmd *cobra.Command) {
-	gateway := os.Getenv("OPENFAAS_URL")
-	if gateway == "" {
-		gateway = "http://127.0.0.1:8080"
+func defaultGateway() string {
+	if gateway := os.Getenv("OPENFAAS_URL"); gateway != "" {
+		return gateway
 	}
-	cmd.Flags().StringVarP(&c.gateway, "gateway", "g", gateway, "URL of the provider (env OPENFAAS_URL)")
-	cmd.Flags().StringVarP(&c.username, "username", "u", "", "user; default: what faas-cli login saved, else the local provider's admin files")
-	cmd.Flags().BoolVarP(&c.passwordStdin, "password-stdin", "s", false, "read the password from standard input")
-	cmd.Flags().StringVar(&c.dataDir, "data-dir", os.Getenv("data_dir"), "data_dir of a provider on this machine, for its admin files (env data_dir)")
+	return "http://127.0.0.1:8080"
+}
+
+func (c *connection) flags(cmd *cobra.Command) { c.register(cmd.Flags()) }
+
+func (c *connection) register(flags *pflag.FlagSet) {
+	flags.StringVarP(&c.gateway, "gateway", "g", defaultGateway(), "URL of the provider (env OPENFAAS_URL)")
+	flags.StringVarP(&c.username, "username", "u", "", "user; default: what faas-cli login or faas-predict login saved, else the local provider's admin files")
+	flags.BoolVarP(&c.passwordStdin, "password-stdin", "s", false, "read the password from standard input")
+	flags.StringVar(&c.dataDir, "data-dir", os.Getenv("data_dir"), "data_dir of a provider on this machine, for its admin files (env data_dir)")
 }
 
 func (c *connection) open(stdin io.Reader) (*client.Client, error) {
@@ -124,12 +132,11 @@ func (c *connection) open(stdin io.Reader) (*client.Client, error) {
 		return nil, errors.New("--username and --password-stdin go together")
 	}
 	if c.passwordStdin {
-		const longest = 4 << 10
-		password, err := io.ReadAll(io.LimitReader(stdin, longest))
+		password, err := readSecret(stdin)
 		if err != nil {
-			return nil, fmt.Errorf("read password: %w", err)
+			return nil, err
 		}
-		return client.New(c.gateway, &sdk.BasicAuth{Username: c.username, Password: strings.TrimSpace(string(password))})
+		return client.New(c.gateway, &sdk.BasicAuth{Username: c.username, Password: password})
 	}
 	cfg, err := config.Read(func(name string) string {
 		if name == "data_dir" {

@@ -61,17 +61,23 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		return fmt.Errorf("listen: %w", err)
 	}
 	defer listener.Close()
+	metrics := prometheus.NewRegistry()
+	tokens, err := openTokens(cfg, listener.Addr().(*net.TCPAddr).Port, metrics)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tokens.close()) }()
 	functions, err := process.Open(ctx, cfg, db, models)
 	if err != nil {
 		return err
 	}
-	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), functions)
 	server := api.HTTPServer(api.New(api.Options{
 		Backend:       functions,
 		Functions:     functions,
 		Models:        models,
-		Credentials:   credentials,
+		Access:        api.Access{Basic: credentials, Tokens: tokens.verifier, Functions: cfg.JWTAuth},
+		Issuer:        tokens.issuer,
 		BehindGateway: cfg.BehindGateway,
 		Version:       version(),
 		Metrics:       metrics,

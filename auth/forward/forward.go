@@ -94,10 +94,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, asked, err)
 		return
 	}
-	w.Header().Set(SubjectHeader, printable(claims.Subject))
-	w.Header().Set(ClientHeader, printable(claims.ClientID))
-	w.Header().Set(ScopeHeader, printable(claims.Scope))
+	Identify(w.Header(), claims)
 	w.WriteHeader(http.StatusOK)
+}
+
+// Identify sets the headers that tell who calls.
+func Identify(header http.Header, claims *token.Claims) {
+	header.Set(SubjectHeader, printable(claims.Subject))
+	header.Set(ClientHeader, printable(claims.ClientID))
+	header.Set(ScopeHeader, printable(claims.Scope))
 }
 
 // decide returns the claims that a request passes with; they are empty where no token is needed.

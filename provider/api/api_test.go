@@ -24,10 +24,11 @@ import (
 
 // fake answers every question with err, or with as little as it can.
 type fake struct {
-	err     error
-	forward func(w http.ResponseWriter, r *http.Request, target string) (int, error)
-	scaled  uint64
-	split   backend.TrafficStatus
+	annotation string
+	err        error
+	forward    func(w http.ResponseWriter, r *http.Request, target string) (int, error)
+	scaled     uint64
+	split      backend.TrafficStatus
 }
 
 func (f *fake) List(context.Context, string) ([]types.FunctionStatus, error) {
@@ -67,8 +68,10 @@ func (f *fake) SetTraffic(_ context.Context, _ backend.Ref, s traffic.Split) (ba
 func (f *fake) Rollback(context.Context, backend.Ref) (backend.TrafficStatus, error) {
 	return f.split, f.err
 }
-func (f *fake) Running(string) []backend.TrafficStatus       { return []backend.TrafficStatus{f.split} }
-func (f *fake) Unload(context.Context, string, string) error { return f.err }
+func (f *fake) Running(string) []backend.TrafficStatus        { return []backend.TrafficStatus{f.split} }
+func (f *fake) Unload(context.Context, string, string) error  { return f.err }
+func (f *fake) Annotation(backend.Ref, string) (string, bool) { return f.annotation, true }
+
 func (f *fake) Forward(_ backend.Ref, w http.ResponseWriter, r *http.Request, target, _ string, _ http.Header) (int, error) {
 	if f.forward == nil {
 		return 0, f.err
@@ -102,7 +105,7 @@ func (m fakeModels) Delete(string, string) error          { return m.err }
 
 func server(f *fake, m fakeModels, behindGateway bool) *Server {
 	return New(Options{
-		Backend: f, Functions: f, Models: m, Credentials: NewCredentials("admin", "secret"),
+		Backend: f, Functions: f, Models: m, Access: Access{Basic: NewCredentials("admin", "secret")},
 		BehindGateway: behindGateway, Version: "v1", Metrics: prometheus.NewRegistry(),
 	})
 }

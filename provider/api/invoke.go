@@ -42,6 +42,16 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set(callIDHeader, callID) // what the function answers replaces it
+	annotation, exists := s.functions.Annotation(ref, backend.AccessAnnotation)
+	caller, err := s.access.caller(r, ref, annotation)
+	if err != nil {
+		status := refuse(w, callID, err)
+		if exists {
+			s.metrics.called(ref, status, time.Since(start))
+		}
+		return
+	}
+	identify(header, caller)
 	forwarded(r)
 	target := path
 	if r.URL.RawQuery != "" {

@@ -18,6 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/faas-predict/faas-predict/auth/forward"
+	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
 	"github.com/faas-predict/faas-predict/watchdog/http1"
@@ -89,14 +91,24 @@ type Models interface {
 // Functions is where calls go; see process.Backend.Forward.
 type Functions interface {
 	Forward(ref backend.Ref, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error)
+	// Annotation is one of those that the function was deployed with, "" without it, and whether there is
+	// such a function. It is asked for every call.
+	Annotation(ref backend.Ref, name string) (value string, exists bool)
+}
+
+// Issuer is an issuer of tokens in this process.
+type Issuer struct {
+	Handler http.Handler // for clients and verifiers
+	Admin   http.Handler // for administrators
 }
 
 // Options are what a Server is made of.
 type Options struct {
-	Backend     backend.Backend
-	Functions   Functions
-	Models      Models
-	Credentials *Credentials // nil: /system asks for none
+	Backend   backend.Backend
+	Functions Functions
+	Models    Models
+	Access    Access
+	Issuer    *Issuer // nil: tokens are another issuer's
 	// BehindGateway makes /system/info answer a gateway rather than a client.
 	BehindGateway bool
 	Version       string
@@ -112,7 +124,9 @@ type Server struct {
 	version       string
 	gatherer      prometheus.Gatherer
 	metrics       *metrics
+	access        Access
 	system        http.Handler
+	validate      http.Handler // what gateways in front ask
 }
 
 // New returns a Server whose metrics are in o.Metrics.
@@ -125,6 +139,7 @@ func New(o Options) *Server {
 		version:       o.Version,
 		gatherer:      o.Metrics,
 		metrics:       newMetrics(o.Metrics),
+		access:        o.Access,
 	}
 	mux := http.NewServeMux()
 	for _, route := range Routes {
@@ -134,20 +149,32 @@ func New(o Options) *Server {
 		}
 		mux.HandleFunc(pattern, route.handler(s))
 	}
-	s.system = s.metrics.observe(mux)
-	if o.Credentials != nil {
-		s.system = o.Credentials.require("/system", s.system)
+	if o.Issuer != nil {
+		for _, route := range issuer.Routes {
+			mux.Handle(route.Method+" "+route.Path, o.Issuer.Handler)
+		}
+		for _, route := range issuer.AdminRoutes {
+			mux.Handle(route.Method+" "+route.Path, o.Issuer.Admin)
+		}
 	}
+	if o.Access.Tokens != nil {
+		s.validate = forward.New(forward.Config{Verifier: o.Access.Tokens, Namespace: backend.DefaultNamespace})
+	}
+	s.system = s.access.administrator("/system", s.metrics.observe(mux))
 	return s
 }
 
 const functionPrefix = "/function/"
 
-// ServeHTTP implements http.Handler. Calls of functions do not pass the mux: it would answer a path
-// that is not in its shortest form with a redirect, which a function's path may well be.
+// ServeHTTP implements http.Handler. Calls of functions, and questions about them, do not pass the mux: it
+// would answer a path that is not in its shortest form with a redirect, which a function's path may well be.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(r.URL.Path, functionPrefix) {
 		s.invoke(w, r)
+		return
+	}
+	if path := r.URL.Path; s.validate != nil && (path == forward.DefaultPath || strings.HasPrefix(path, forward.DefaultPath+"/")) {
+		s.validate.ServeHTTP(w, r)
 		return
 	}
 	s.system.ServeHTTP(w, r)

@@ -4,33 +4,28 @@ package client
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 
-	"github.com/openfaas/faas-provider/auth"
 	sdk "github.com/openfaas/go-sdk"
-	"gopkg.in/yaml.v3"
 
+	"github.com/faas-predict/faas-predict/auth/admin"
 	"github.com/faas-predict/faas-predict/provider/api"
 )
 
 // Client talks to one provider.
 type Client struct {
 	gateway *url.URL
-	auth    *sdk.BasicAuth // nil: none found
+	auth    sdk.ClientAuth // nil: none found
 	http    *http.Client
 }
 
 // New returns a client for the provider at gateway, an http or https URL.
-func New(gateway string, auth *sdk.BasicAuth) (*Client, error) {
+func New(gateway string, auth sdk.ClientAuth) (*Client, error) {
 	u, err := url.Parse(strings.TrimRight(gateway, "/"))
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		return nil, fmt.Errorf("gateway %q: want a URL such as http://127.0.0.1:8080", gateway)
@@ -46,65 +41,17 @@ func (c *Client) SDK() *sdk.Client {
 	return sdk.NewClient(c.gateway, c.auth, c.http)
 }
 
+// Tokens is the client for those who register clients of the provider's issuer.
+func (c *Client) Tokens() *admin.Client {
+	out := &admin.Client{URL: c.Gateway(), HTTP: c.http}
+	if c.auth != nil {
+		out.Authorize = c.auth.Set
+	}
+	return out
+}
+
 // Gateway is the URL without a slash at its end.
 func (c *Client) Gateway() string { return c.gateway.String() }
-
-// FindCredentials returns what to log in with at gateway: what faas-cli login saved for it, or, for a
-// provider of this machine, the admin files in adminDir. nil means that there is nothing.
-func FindCredentials(gateway, adminDir string) (*sdk.BasicAuth, error) {
-	found, err := fromFaasCLI(gateway)
-	if found != nil || err != nil {
-		return found, err
-	}
-	if u, err := url.Parse(gateway); err != nil || !local(u.Hostname()) {
-		return nil, nil
-	}
-	files := auth.ReadBasicAuthFromDisk{SecretMountPath: adminDir}
-	if c, err := files.Read(); err == nil {
-		return &sdk.BasicAuth{Username: c.User, Password: c.Password}, nil
-	}
-	return nil, nil
-}
-
-func local(host string) bool { return host == "127.0.0.1" || host == "localhost" || host == "::1" }
-
-// fromFaasCLI reads the file that faas-cli login writes.
-func fromFaasCLI(gateway string) (*sdk.BasicAuth, error) {
-	dir := os.Getenv("OPENFAAS_CONFIG")
-	if dir == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return nil, nil
-		}
-		dir = filepath.Join(home, ".openfaas")
-	}
-	file := filepath.Join(dir, "config.yml")
-	raw, err := os.ReadFile(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read faas-cli's credentials: %w", err)
-	}
-	var config struct {
-		Auths []struct{ Gateway, Auth, Token string }
-	}
-	if err := yaml.Unmarshal(raw, &config); err != nil {
-		return nil, fmt.Errorf("read faas-cli's credentials in %s: %w", file, err)
-	}
-	for _, a := range config.Auths {
-		if a.Auth != "basic" || strings.TrimRight(a.Gateway, "/") != strings.TrimRight(gateway, "/") {
-			continue
-		}
-		pair, err := base64.StdEncoding.DecodeString(a.Token)
-		user, password, ok := strings.Cut(string(pair), ":")
-		if err != nil || !ok {
-			return nil, fmt.Errorf("faas-cli's credentials for %s in %s are damaged: log in again", gateway, file)
-		}
-		return &sdk.BasicAuth{Username: user, Password: password}, nil
-	}
-	return nil, nil
-}
 
 // Model returns one model's versions.
 func (c *Client) Model(ctx context.Context, name string) (m api.Model, err error) {
@@ -160,7 +107,7 @@ func (c *Client) do(ctx context.Context, method, path string, send body, out any
 	}
 	switch {
 	case res.StatusCode == http.StatusUnauthorized:
-		return res.StatusCode, fmt.Errorf("%s wants other credentials: log in with faas-cli login, or give --username and --password-stdin", c.gateway)
+		return res.StatusCode, fmt.Errorf("%s wants other credentials: log in with faas-cli login or faas-predict login, or give --username and --password-stdin", c.gateway)
 	case res.StatusCode >= http.StatusMultipleChoices && res.StatusCode != http.StatusPreconditionFailed:
 		return res.StatusCode, fmt.Errorf("%s answered %s: %s", c.gateway, res.Status, strings.TrimSpace(string(answer)))
 	}

@@ -298,13 +298,13 @@ func TestCredentialsAreThoseOfTheGateway(t *testing.T) {
 	admin := adminFiles(t)
 	faasCLI(t, "auths:\n- gateway: https://far.example/\n  auth: basic\n  token: "+base64.StdEncoding.EncodeToString([]byte("me:a:b"))+"\n"+
 		"- gateway: https://other.example\n  auth: oauth2\n  token: x\n")
-	for gateway, want := range map[string]*sdk.BasicAuth{
-		"https://far.example":   {Username: "me", Password: "a:b"},
-		"https://other.example": nil, // not a password
+	for gateway, want := range map[string]sdk.ClientAuth{
+		"https://far.example":   &sdk.BasicAuth{Username: "me", Password: "a:b"},
+		"https://other.example": Bearer("x"),
 		"https://third.example": nil, // the local password is nobody else's to see
-		"http://127.0.0.1:8080": {Username: "admin", Password: "local"},
-		"http://localhost":      {Username: "admin", Password: "local"},
-		"http://[::1]:8080":     {Username: "admin", Password: "local"},
+		"http://127.0.0.1:8080": &sdk.BasicAuth{Username: "admin", Password: "local"},
+		"http://localhost":      &sdk.BasicAuth{Username: "admin", Password: "local"},
+		"http://[::1]:8080":     &sdk.BasicAuth{Username: "admin", Password: "local"},
 	} {
 		got, err := FindCredentials(gateway, admin)
 		if err != nil || !cmp.Equal(want, got) {

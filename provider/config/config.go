@@ -15,6 +15,9 @@ import (
 
 	"github.com/openfaas/faas-provider/types"
 
+	"github.com/faas-predict/faas-predict/auth/issuer"
+	"github.com/faas-predict/faas-predict/auth/token"
+	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
 )
 
@@ -53,6 +56,15 @@ type Config struct {
 	UIDRange            UIDRange
 	Python              string // "" = python3 on PATH
 	BehindGateway       bool
+	JWTAuth             bool   // functions want a token unless their annotation says otherwise
+	Authority           string // "" = the issuer in this process
+	IssuerURL           string // "" = derived from address and port
+	AccessTTL           time.Duration
+	RefreshTTL          time.Duration
+	SigningAlgorithm    token.Algorithm
+	KeyRotation         time.Duration
+	TrustFile           string
+	RevocationBound     time.Duration
 	LogFormat, LogLevel string
 }
 
@@ -146,6 +158,41 @@ var Settings = []Setting{
 	}},
 	{"behind_gateway", "false", "true: /system/info answers in the form that an OpenFaaS gateway reads from its provider; false: in the form that clients read from a gateway.", func(c *Config, v string) (err error) {
 		c.BehindGateway, err = boolean(v)
+		return err
+	}},
+	{"jwt_auth", "false", "true: every function wants a bearer token, except one with the annotation " + backend.AccessAnnotation + ": " + backend.AccessOpen + ". false: only functions with " + backend.AccessAnnotation + ": " + backend.AccessToken + " do.", func(c *Config, v string) (err error) {
+		c.JWTAuth, err = boolean(v)
+		return err
+	}},
+	{"authority", "", "URL of the issuer whose tokens count. Default: this provider issues them itself.", func(c *Config, v string) error {
+		c.Authority = v
+		return nil
+	}},
+	{"issuer_url", "", "URL at which clients and functions reach this provider's issuer; it is the name in its tokens. Default: http, listen_address or 127.0.0.1, and port.", func(c *Config, v string) error {
+		c.IssuerURL = v
+		return nil
+	}},
+	{"access_ttl", issuer.DefaultAccessTTL.String(), "How long an access token holds.", func(c *Config, v string) (err error) {
+		c.AccessTTL, err = duration(v)
+		return err
+	}},
+	{"refresh_ttl", issuer.DefaultRefreshTTL.String(), "How long a refresh token holds that is not used.", func(c *Config, v string) (err error) {
+		c.RefreshTTL, err = duration(v)
+		return err
+	}},
+	{"signing_algorithm", string(issuer.DefaultAlgorithm), "What new signing keys are for: ES256, RS256 or EdDSA. Stock of-watchdog cannot check EdDSA.", func(c *Config, v string) error {
+		return oneOf((*string)(&c.SigningAlgorithm), v, string(token.ES256), string(token.RS256), string(token.EdDSA))
+	}},
+	{"key_rotation", issuer.DefaultKeyRotation.String(), "How long a signing key signs before the next one does.", func(c *Config, v string) (err error) {
+		c.KeyRotation, err = duration(v)
+		return err
+	}},
+	{"trust_file", "", "File that lists outside OpenID Connect issuers whose tokens may be exchanged.", func(c *Config, v string) error {
+		c.TrustFile = v
+		return nil
+	}},
+	{"revocation_bound", "10s", "With authority: how long a revoked token may still be accepted. This provider's own issuer is asked at once.", func(c *Config, v string) (err error) {
+		c.RevocationBound, err = duration(v)
 		return err
 	}},
 	{"log_format", "text", "The provider's own log lines on stderr: text or json.", func(c *Config, v string) error {

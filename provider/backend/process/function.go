@@ -88,6 +88,9 @@ func (b *Backend) checkSpec(spec *types.FunctionDeployment) (backend.Ref, error)
 		return ref, err
 	}
 	spec.Service, spec.Namespace = ref.Name, ref.Namespace
+	if err := backend.CheckAccess(spec); err != nil {
+		return ref, err
+	}
 	if _, err := specLimits(spec.Limits); err != nil {
 		return ref, fmt.Errorf("limits: %w", err)
 	}

@@ -135,3 +135,19 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	g.stats.Count(counted, time.Since(began))
 	return status, err
 }
+
+// Annotation is one of those that the function was deployed with, "" without it, and whether there is such
+// a function.
+func (b *Backend) Annotation(ref backend.Ref, name string) (value string, exists bool) {
+	b.mu.RLock()
+	f := b.functions[ref]
+	b.mu.RUnlock()
+	if f == nil {
+		return "", false
+	}
+	r := f.record.Load()
+	if r != nil && r.Spec.Annotations != nil {
+		value = (*r.Spec.Annotations)[name]
+	}
+	return value, r != nil
+}

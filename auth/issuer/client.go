@@ -171,9 +171,12 @@ func (i *Issuer) change(event, name string, to func(*clientRecord) *clientRecord
 	}
 	changed := to(old)
 	until := i.allUntilNow(name)
+	has := !old.Disabled // tokens; they were taken back when it was disabled, and it got none since
 	if err := i.update(func(tx *bbolt.Tx) error {
-		if err := takeBackAll(tx, name, until); err != nil {
-			return err
+		if has {
+			if err := takeBackAll(tx, name, until); err != nil {
+				return err
+			}
 		}
 		if changed == nil {
 			return tx.Bucket(clientsBucket).Delete([]byte(name))
@@ -182,7 +185,9 @@ func (i *Issuer) change(event, name string, to func(*clientRecord) *clientRecord
 	}); err != nil {
 		return err
 	}
-	i.revoked.addClient(name, until)
+	if has {
+		i.revoked.addClient(name, until)
+	}
 	i.secrets.forget(name)
 	if changed == nil {
 		delete(i.clients, name)

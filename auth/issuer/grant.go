@@ -146,7 +146,7 @@ func (i *Issuer) sign(s issue) (string, *token.Claims, *refusal) {
 		},
 		Scope: strings.Join(s.scope, " "), ClientID: s.client, Function: s.functions,
 	}
-	key := i.signer(now)
+	key := i.signer(i.now())
 	if key == nil {
 		key = i.keys[0] // the clock went back behind the first one
 	}

@@ -142,9 +142,11 @@ func Open(cfg Config) (_ *Issuer, err error) {
 	}
 	i.own = token.NewVerifier(token.Config{Keys: i.local, Revocations: i.revoked, Now: cfg.Now})
 	for _, t := range cfg.Trust {
-		if i.outside[t.Issuer], err = newOutside(t, cfg); err != nil {
+		o, err := newOutside(t, cfg)
+		if err != nil {
 			return nil, err
 		}
+		i.outside[t.Issuer] = o
 	}
 	i.ending.Go(i.sweep)
 	return i, nil

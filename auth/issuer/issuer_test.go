@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -79,6 +80,15 @@ func (j *journal) lines(t testing.TB, event string) (found []map[string]any) {
 	}
 	return found
 }
+
+var discard = slog.New(slog.DiscardHandler)
+
+// fixed is a token.KeySource that learns nothing.
+type fixed struct{ set *token.KeySet }
+
+func (f fixed) Keys() (*token.KeySet, error) { return f.set, nil }
+
+func (f fixed) Refresh(context.Context, *token.KeySet) (*token.KeySet, error) { return f.set, nil }
 
 // bench is an issuer that is served.
 type bench struct {

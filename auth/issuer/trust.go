@@ -71,8 +71,9 @@ func (t *Trust) complete(self string) error {
 		t.Audience = self
 	}
 	if t.JWKSURI != "" {
-		if u, err := url.Parse(t.JWKSURI); err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-			return fmt.Errorf("trusted issuer %s: jwks_uri must be an http or https URL", t.Issuer)
+		u, err := url.Parse(t.JWKSURI)
+		if err != nil || u.Host == "" || (u.Scheme != "https" && (u.Scheme != "http" || strings.HasPrefix(t.Issuer, "https:"))) {
+			return fmt.Errorf("trusted issuer %s: jwks_uri must be an http or https URL, and https when the issuer's is", t.Issuer)
 		}
 	}
 	if len(t.Rules) == 0 {

@@ -20,7 +20,8 @@ for _ in $(seq 100); do
   sleep 0.1
 done
 
-bin/faas-predict deploy -f stack.yml --filter iris --gateway "$gateway" --data-dir "$data"
+local=(--gateway "$gateway" --data-dir "$data")
+bin/faas-predict deploy -f stack.yml --filter 'iris*' "${local[@]}"
 answer=$(curl -fsS -d '5.1,3.5,1.4,0.2' "$gateway/function/iris")
 cat <<TEXT
 
@@ -34,9 +35,27 @@ With faas-cli:
   echo -n '5.1,3.5,1.4,0.2' | faas-cli invoke -g $gateway iris
 
 TEXT
+
+# A client is registered once; its secret is shown only then, and is for this user only.
+secret=$data/demo.secret
+if [ ! -s "$secret" ]; then
+  bin/faas-predict client remove demo "${local[@]}" 2>/dev/null || true
+  (umask 077 && bin/faas-predict client add demo --functions 'openfaas-fn:iris-*' "${local[@]}" 2>/dev/null >"$secret.part")
+  mv "$secret.part" "$secret"
+fi
+token=$(bin/faas-predict token -g "$gateway" -u demo -s <"$secret")
+answer=$(curl -fsS -H "Authorization: Bearer $token" -d '6.7,3.0,5.2,2.3' "$gateway/function/iris-protected")
+refused=$(curl -s -o /dev/null -w '%{http_code}' -d '6.7,3.0,5.2,2.3' "$gateway/function/iris-protected")
+cat <<TEXT
+The same model for callers with a token only: 6.7,3.0,5.2,2.3 is $answer; without a token the status is $refused
+
+  token=\$(bin/faas-predict token -g $gateway -u demo -s < $secret)
+  curl -H "Authorization: Bearer \$token" -d '6.7,3.0,5.2,2.3' $gateway/function/iris-protected
+
+TEXT
 [ -z "${RUN_ONCE:-}" ] || exit 0
 echo "Now digits, which needs packages of its own: its environment is made once."
-bin/faas-predict deploy -f stack.yml --filter digits --gateway "$gateway" --data-dir "$data" ||
+bin/faas-predict deploy -f stack.yml --filter digits "${local[@]}" ||
   echo "digits could not be deployed; iris goes on serving."
 echo "Serving on $gateway until Ctrl-C."
 wait "$provider"

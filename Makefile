@@ -11,9 +11,10 @@ export GOFLAGS := -buildvcs=false
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-build: ## build fwatchdog and faas-predict into bin/
+build: ## build fwatchdog, faas-predict and faas-auth into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/fwatchdog ./watchdog
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-predict ./provider
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-auth ./auth
 
 setup:
 	@.ci/setup

@@ -94,7 +94,8 @@ func (a *Access) caller(r *http.Request, ref backend.Ref, annotation string) (*t
 
 // identify tells a function who calls it, by headers that nobody but the provider can set: what a client
 // sends under these names is removed, with an underscore for a hyphen as well, which many servers of
-// functions take for the same.
+// functions take for the same. The token itself goes no further once it was checked here: a function has no
+// use for it but to call others in its bearer's name.
 func identify(header http.Header, caller *token.Claims) {
 	for name := range header {
 		if len(name) >= len(identityPrefix) && (name[0] == 'X' || name[0] == 'x') && isIdentity(name) {
@@ -102,6 +103,7 @@ func identify(header http.Header, caller *token.Claims) {
 		}
 	}
 	if caller != nil {
+		delete(header, "Authorization")
 		forward.Identify(header, caller)
 	}
 }

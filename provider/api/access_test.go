@@ -151,6 +151,9 @@ func TestACallPassesAsItsFunctionsAnnotationSays(t *testing.T) {
 				t.Errorf("%+v: %s got through", c, name)
 			}
 		}
+		if passed := got.Get("Authorization") != ""; passed != (c.subject == "" && c.authorization != "") {
+			t.Errorf("%+v: Authorization passed on: %v", c, passed)
+		}
 		if got.Get("X-Auth-Subject") != c.subject || got.Get("X-Auth-Other") != "kept" {
 			t.Errorf("%+v: %v", c, got)
 		}

@@ -1,7 +1,7 @@
 // Command bench prints the figures of docs/performance.md in one run on one machine: ratios, with
 // the noise of the rounds they come from. It needs wrk, bin/fwatchdog and bin/faas-predict.
 //
-// Arguments choose among throughput, stream, worker and queueing; without any, all are measured.
+// Arguments choose among throughput, auth, stream, worker and queueing; without any, all are measured.
 // OF_WATCHDOG=path measures the real of-watchdog in front of Flask and waitress; without it the same
 // Flask application is measured directly.
 package main
@@ -109,8 +109,8 @@ func (b *bench) run() (err error) {
 		return err
 	}
 	fmt.Printf("%d cores shared with the load generator; median of %d rounds, least and most behind it\n\n", cores(), rounds)
-	steps := map[string]func() error{"throughput": b.throughput, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing}
-	for _, name := range []string{"throughput", "stream", "worker", "queueing"} {
+	steps := map[string]func() error{"throughput": b.throughput, "auth": b.auth, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing}
+	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing"} {
 		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], name) {
 			continue
 		}
@@ -139,9 +139,14 @@ func report(what string, value float64, unit, bound string, ok bool, detail stri
 
 var perSecond = regexp.MustCompile(`Requests/sec:\s+([\d.]+)`)
 
-func (b *bench) wrk(url string) (float64, error) {
-	script := filepath.Join(b.dir, "post.lua")
-	lua := fmt.Sprintf("wrk.method='POST'\nwrk.body='%s'\nwrk.headers['Content-Type']='text/plain'\n", request)
+// post is what wrk sends to iris.
+const post = "wrk.method='POST'\nwrk.body='" + request + "'\nwrk.headers['Content-Type']='text/plain'\n"
+
+func (b *bench) wrk(url string) (float64, error) { return b.wrkWith(post, url) }
+
+// wrkWith is the requests/s that wrk gets with a script. A call that fails is an error.
+func (b *bench) wrkWith(lua, url string) (float64, error) {
+	script := filepath.Join(b.dir, "script.lua")
 	if err := os.WriteFile(script, []byte(lua), 0o600); err != nil {
 		return 0, err
 	}
@@ -207,15 +212,6 @@ func (b *bench) throughput() error {
 		}
 	}
 	direct, flask, bare, provider := rates[0], rates[1], rates[2], rates[3]
-	ratio := func(what string, a, b []float64, least float64) {
-		pairs := make([]float64, len(a))
-		for i := range a {
-			pairs[i] = a[i] / b[i]
-		}
-		m := median(pairs)
-		report(what, m, "x", fmt.Sprintf(">= %g", least), m >= least, fmt.Sprintf("%.2f..%.2f; %.0f/s against %.0f/s",
-			slices.Min(pairs), slices.Max(pairs), median(a), median(b)))
-	}
 	ratio("iris through fwatchdog, wrk -t1 -c32, against "+peer, direct, flask, 12)
 	ratio("the same against a bare Go net/http echo", direct, bare, 0.70)
 	ratio("through the provider against direct", provider, direct, 0.55)
@@ -258,6 +254,17 @@ func (b *bench) startPeer(iris string) (string, error) {
 	}
 	_, err = b.start("http://127.0.0.1:29120/", nil, python, "tests/bench/flask_app.py", iris, "29120")
 	return "Flask and waitress directly", err
+}
+
+// ratio prints the median of the rounds' ratios.
+func ratio(what string, a, b []float64, least float64) {
+	pairs := make([]float64, len(a))
+	for i := range a {
+		pairs[i] = a[i] / b[i]
+	}
+	m := median(pairs)
+	report(what, m, "x", fmt.Sprintf(">= %g", least), m >= least, fmt.Sprintf("%.2f..%.2f; %.0f/s against %.0f/s",
+		slices.Min(pairs), slices.Max(pairs), median(a), median(b)))
 }
 
 func median(v []float64) float64 {

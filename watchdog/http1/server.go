@@ -77,7 +77,7 @@ func (s *Server) Serve(l net.Listener) error {
 			return http.ErrServerClosed
 		}
 		// Out of file descriptors, for one, passes.
-		if temporary, ok := err.(interface{ Temporary() bool }); !ok || !temporary.Temporary() { //nolint:errorlint // as net/http asks it
+		if temporary, ok := err.(interface{ Temporary() bool }); !ok || !temporary.Temporary() {
 			return err
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)

@@ -86,11 +86,12 @@ func BenchmarkRefresh(b *testing.B) {
 	}
 	refresh, n := offline(), 1
 	for b.Loop() {
-		if n++; n%maxLive == 0 {
+		if n == maxLive {
 			b.StopTimer()
-			refresh = offline()
+			refresh, n = offline(), 1
 			b.StartTimer()
 		}
+		n++
 		got := askAs(i, "shop", secret, tokenPath, "grant_type", GrantRefreshToken, "refresh_token", refresh)
 		if got.Status != http.StatusOK {
 			b.Fatal(got.Body)

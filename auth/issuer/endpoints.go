@@ -69,7 +69,7 @@ func answer(w http.ResponseWriter, status int, body any) {
 
 func (i *Issuer) serveToken(w http.ResponseWriter, r *http.Request) {
 	e := entry{event: "token issued"}
-	out, refused := tokenAnswer{}, (*refusal)(nil)
+	var out tokenAnswer
 	q, refused := i.read(w, r)
 	e.remote = q.address
 	if refused == nil {

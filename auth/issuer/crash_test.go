@@ -209,15 +209,15 @@ func operate() {
 		}
 	}
 	dir := os.Getenv(crashDir)
-	raw, err := os.ReadFile(filepath.Join(dir, "prepared.json"))
-	fatal(err)
-	var p prepared
-	fatal(json.Unmarshal(raw, &p))
 	i, err := Open(configAt(dir))
 	fatal(err)
 	if os.Getenv(crashOperation) == "" {
 		fatal(busy(i))
 	}
+	raw, err := os.ReadFile(filepath.Join(dir, "prepared.json"))
+	fatal(err)
+	var p prepared
+	fatal(json.Unmarshal(raw, &p))
 	last, err := strconv.Atoi(os.Getenv(crashStep))
 	fatal(err)
 	count := 0
@@ -253,10 +253,18 @@ func child(dir, operation string, step int) (string, error) {
 }
 
 func TestKillAtAnyStepLosesNothing(t *testing.T) {
+	start := filepath.Join(t.TempDir(), "auth")
+	p := prepare(t, start)
+	copied := func(t *testing.T) string { // hashing a secret each time would take long
+		dir := filepath.Join(t.TempDir(), "auth")
+		if err := os.CopyFS(dir, os.DirFS(start)); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
 	kills := 0
 	for name, op := range operations {
-		dir := filepath.Join(t.TempDir(), "auth")
-		p := prepare(t, dir)
+		dir := copied(t)
 		out, err := child(dir, name, -1)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -283,8 +291,7 @@ func TestKillAtAnyStepLosesNothing(t *testing.T) {
 		i.Close()
 		for n, at := range steps {
 			t.Run(fmt.Sprintf("%s/%d %s", name, n, at), func(t *testing.T) {
-				dir := filepath.Join(t.TempDir(), "auth")
-				prepare(t, dir)
+				dir := copied(t)
 				if _, err := child(dir, name, n); err == nil || !strings.HasPrefix(err.Error(), "signal: killed") {
 					t.Fatalf("was not killed: %v", err)
 				}
@@ -367,7 +374,9 @@ func TestKillAtAnyTimeLosesNothing(t *testing.T) {
 	acknowledged := 0
 	for n := range 12 {
 		dir := filepath.Join(t.TempDir(), "auth")
-		prepare(t, dir)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), crashDir+"="+dir)
 		cmd.Stderr = os.Stderr
@@ -378,7 +387,8 @@ func TestKillAtAnyTimeLosesNothing(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(150+rand.IntN(700))*time.Millisecond, func() { cmd.Process.Kill() })
+		// After some changes, however long the machine takes for them, and then at any moment.
+		changes, moment := 5+rand.IntN(40), time.Duration(rand.IntN(20_000))*time.Microsecond
 		begun, clients, revoked := note{}, map[string]note{}, []string{}
 		for scanner := bufio.NewScanner(pipe); scanner.Scan(); {
 			var line note
@@ -389,6 +399,10 @@ func TestKillAtAnyTimeLosesNothing(t *testing.T) {
 				continue
 			}
 			acknowledged++
+			if changes--; changes == 0 {
+				timer := time.AfterFunc(moment, func() { cmd.Process.Kill() })
+				defer timer.Stop()
+			}
 			c := clients[line.Name]
 			switch line.Do {
 			case "add":
@@ -403,7 +417,6 @@ func TestKillAtAnyTimeLosesNothing(t *testing.T) {
 			}
 		}
 		err = cmd.Wait()
-		timer.Stop()
 		if err == nil || err.Error() != "signal: killed" {
 			t.Fatalf("run %d: %v", n, err)
 		}
@@ -430,7 +443,7 @@ func TestKillAtAnyTimeLosesNothing(t *testing.T) {
 			}
 		}
 		for _, c := range i.Clients() {
-			if _, there := clients[c.Name]; !there && c.Name != "shop" && c.Name != begun.Name {
+			if _, there := clients[c.Name]; !there && c.Name != begun.Name {
 				t.Errorf("run %d: %s is there", n, c.Name)
 			}
 		}
@@ -439,7 +452,4 @@ func TestKillAtAnyTimeLosesNothing(t *testing.T) {
 		}
 	}
 	t.Logf("%d changes were acknowledged", acknowledged)
-	if acknowledged < 200 {
-		t.Errorf("only %d changes were acknowledged", acknowledged)
-	}
 }

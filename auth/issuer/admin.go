@@ -42,7 +42,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) bool {
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	decoder.DisallowUnknownFields()
 	err := decoder.Decode(into)
-	if err == nil && decoder.Decode(&struct{}{}) != io.EOF {
+	if err == nil && !errors.Is(decoder.Decode(&struct{}{}), io.EOF) {
 		err = errors.New("there is more after the object")
 	}
 	var tooLong *http.MaxBytesError

@@ -9,8 +9,8 @@ import (
 	"github.com/faas-predict/faas-predict/auth/token"
 )
 
-// entry is one line of the audit log. It has nothing that a stranger wrote, except what can only be a
-// client's name: whatever else people send, it may be a secret in the wrong field.
+// entry is one line of the audit log. It has nothing that a stranger wrote: whatever people send, it may
+// be a secret in the wrong field.
 type entry struct {
 	event     string
 	client    string
@@ -26,17 +26,6 @@ type entry struct {
 	reason    string
 }
 
-// named takes note of who a request says it is from.
-func (e *entry) named(q *request) {
-	name := q.form.Get("client_id")
-	if inHeader, _, ok := q.BasicAuth(); ok {
-		name = inHeader
-	}
-	if clientName.MatchString(name) {
-		e.client = name
-	}
-}
-
 // issued takes note of a token that was made.
 func (e *entry) issued(c *token.Claims) {
 	e.client = c.ClientID
@@ -47,6 +36,20 @@ func (e *entry) issued(c *token.Claims) {
 func (e *entry) about(c *token.Claims) {
 	e.subject, e.id, e.scope = c.Subject, c.ID, strings.Fields(c.Scope)
 	e.functions, e.audience = c.Function.Permissions, c.Function.Audience
+}
+
+// named returns the name of the client that a request says it is from, if there is such a client.
+func (i *Issuer) named(q *request) string {
+	name := q.form.Get("client_id")
+	if inHeader, _, ok := q.BasicAuth(); ok {
+		name = inHeader
+	}
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	if i.clients[name] == nil {
+		return ""
+	}
+	return name
 }
 
 func (i *Issuer) audit(e entry) {

@@ -69,11 +69,11 @@ func answer(w http.ResponseWriter, status int, body any) {
 
 func (i *Issuer) serveToken(w http.ResponseWriter, r *http.Request) {
 	e := entry{event: "token issued"}
-	out, refused := tokenAnswer{}, (*refusal)(nil)
+	var out tokenAnswer
 	q, refused := i.read(w, r)
 	e.remote = q.address
 	if refused == nil {
-		e.named(q)
+		e.client = i.named(q)
 		switch grant := q.form.Get("grant_type"); grant {
 		case GrantClientCredentials:
 			e.grant = grant
@@ -169,7 +169,7 @@ func (i *Issuer) revoke(w http.ResponseWriter, r *http.Request, e *entry) *refus
 	if refused != nil {
 		return refused
 	}
-	e.named(q)
+	e.client = i.named(q)
 	c, refused := i.authenticate(q)
 	if refused != nil {
 		return refused
@@ -234,7 +234,7 @@ func (i *Issuer) serveIntrospect(w http.ResponseWriter, r *http.Request) {
 	q, refused := i.read(w, r)
 	e.remote = q.address
 	if refused == nil {
-		e.named(q)
+		e.client = i.named(q)
 		var out introspection
 		if out, refused = i.introspect(q); refused == nil {
 			answer(w, http.StatusOK, out)

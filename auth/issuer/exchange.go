@@ -84,6 +84,10 @@ func claimedIssuer(raw string) string {
 // exchangeOwn makes a narrower token of one of ours. It holds no longer, may call no more, and has no
 // scope that the first one has not, whoever the client is.
 func (i *Issuer) exchangeOwn(q *request, e *entry, a asked) (tokenAnswer, *refusal) {
+	// From here on, so that the token is as good when the new one is signed as when it was verified. What
+	// is revoked one by one is not held up by this, and takes the new one along by its id.
+	i.mu.RLock()
+	defer i.mu.RUnlock()
 	subject, refused := i.verify(q.Context(), i.own, q.form.Get("subject_token"))
 	if refused != nil {
 		return tokenAnswer{}, refused
@@ -97,16 +101,9 @@ func (i *Issuer) exchangeOwn(q *request, e *entry, a asked) (tokenAnswer, *refus
 		// What the token may call beyond its audience is nothing that the function it goes to need know.
 		granted.functions.Permissions = a.audience
 	}
-	i.mu.RLock()
-	defer i.mu.RUnlock()
 	ttl := i.cfg.AccessTTL
 	if c := i.clients[subject.ClientID]; c != nil {
 		ttl = i.ttl(c)
-	}
-	// The client may have been changed since the token was verified; what was revoked meanwhile one by
-	// one takes this token along by its id.
-	if i.revoked.Revoked(subject.ID, subject.ClientID, subject.IssuedAt.Time) {
-		return tokenAnswer{}, refuse(codeInvalidRequest, "the subject token is not good: the token has been revoked")
 	}
 	signed, claims, refused := i.sign(issue{
 		may: granted, subject: subject.Subject, client: subject.ClientID, id: exchangedID(subject.ID), ttl: ttl, notAfter: subject.ExpiresAt.Time,

@@ -101,7 +101,7 @@ func (i *Issuer) published() []*token.Key {
 // lead is how long a new key is published before it signs.
 func (i *Issuer) lead() time.Duration { return min(keyLead, i.cfg.KeyRotation/2) }
 
-// maintainKeys makes the first key, the next one in time, and removes those that are retired.
+// maintainKeys makes the there was none, the next one in time, and removes those that are retired.
 func (i *Issuer) maintainKeys() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -109,7 +109,7 @@ func (i *Issuer) maintainKeys() error {
 	current := i.signer(now)
 	switch {
 	case current == nil:
-		if err := i.newKey("first key", now, now); err != nil {
+		if err := i.newKey("there was none", now, now); err != nil {
 			return err
 		}
 	case i.keys[len(i.keys)-1] != current: // there is a next one

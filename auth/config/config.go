@@ -1,0 +1,240 @@
+// Package config reads the settings of `faas-auth serve`: environment variables, and the same settings as
+// flags. Every setting is a row of Settings, so that help, flags and documentation come from one table.
+// Nothing here opens a file or a socket.
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/faas-predict/faas-predict/auth/forward"
+	"github.com/faas-predict/faas-predict/auth/token"
+)
+
+// Setting is one row of Settings.
+type Setting struct {
+	Name    string // environment variable; the flag is the same with - for _
+	Default string // as a person would write it; "" means off or derived, see Doc
+	Doc     string // one or two sentences: meaning and unit
+	apply   func(c *Config, value string) error
+}
+
+// Flag is the setting's name on the command line.
+func (s Setting) Flag() string { return strings.ReplaceAll(s.Name, "_", "-") }
+
+// Config is what serve runs with.
+type Config struct {
+	Port                int
+	ListenAddress       string
+	MetricsPort         int    // 0: none
+	IssuerURL           string // "": derived from the address
+	DataDir             string
+	AccessTTL           time.Duration
+	RefreshTTL          time.Duration
+	SigningAlgorithm    token.Algorithm
+	KeyRotation         time.Duration
+	TrustFile           string
+	TrustedProxies      []netip.Prefix
+	ValidateProxy       string
+	ValidateNamespace   string
+	ValidatePublic      []string
+	TLSCert, TLSKey     string
+	DrainTimeout        time.Duration
+	LogFormat, LogLevel string
+}
+
+// Settings is every setting of serve, in the order that help shows them.
+var Settings = []Setting{
+	{"port", "8090", "TCP port of the endpoints.", func(c *Config, v string) (err error) {
+		c.Port, err = integer(v, 0, 65535)
+		return err
+	}},
+	{"listen_address", "", "Address to listen on, for example 127.0.0.1. Default: every address.", func(c *Config, v string) error {
+		c.ListenAddress = v
+		return nil
+	}},
+	{"metrics_port", "8091", "TCP port of /metrics; 0: none.", func(c *Config, v string) (err error) {
+		c.MetricsPort, err = integer(v, 0, 65535)
+		return err
+	}},
+	{"issuer_url", "", "The issuer's name in tokens, and the address that clients and verifiers reach it at. Default: http or https, listen_address or 127.0.0.1, and port, which serves one machine.", func(c *Config, v string) error {
+		c.IssuerURL = v
+		if u, err := url.Parse(v); v != "" && (err != nil || u.Host == "") {
+			return fmt.Errorf("is %q, want an http or https URL", v)
+		}
+		return nil
+	}},
+	{"data_dir", defaultDataDir(), "Directory for clients, keys, refresh tokens and revocations. It is closed to other users. One faas-auth at a time.", func(c *Config, v string) (err error) {
+		c.DataDir, err = filepath.Abs(v)
+		return err
+	}},
+	{"access_ttl", "30m", "How long access tokens hold, from 1s to 24h.", func(c *Config, v string) (err error) {
+		c.AccessTTL, err = duration(v)
+		return err
+	}},
+	{"refresh_ttl", "1440h", "How long a refresh token holds that is not used: 60 days.", func(c *Config, v string) (err error) {
+		c.RefreshTTL, err = duration(v)
+		return err
+	}},
+	{"signing_algorithm", string(token.ES256), "What new keys sign with: ES256, RS256 or EdDSA. After a change the next key takes over as in a rotation.", func(c *Config, v string) error {
+		if !slices.Contains(token.Algorithms, token.Algorithm(v)) {
+			return fmt.Errorf("is %q, want one of %v", v, token.Algorithms)
+		}
+		c.SigningAlgorithm = token.Algorithm(v)
+		return nil
+	}},
+	{"key_rotation", "720h", "How long a key signs until the next one takes over, 1h or more.", func(c *Config, v string) (err error) {
+		if c.KeyRotation, err = duration(v); err == nil && c.KeyRotation < time.Hour {
+			err = fmt.Errorf("is %q, want 1h or more", v)
+		}
+		return err
+	}},
+	{"trust_file", "", "YAML or JSON file with the outside issuers whose tokens may be exchanged. It is read at the start.", func(c *Config, v string) error {
+		c.TrustFile = v
+		return nil
+	}},
+	{"trusted_proxies", "", "Addresses or networks, with commas between them, whose X-Forwarded-For is believed.", func(c *Config, v string) error {
+		for one := range strings.SplitSeq(v, ",") {
+			if one = strings.TrimSpace(one); one == "" {
+				continue
+			}
+			prefix, err := netip.ParsePrefix(one)
+			if err != nil {
+				var address netip.Addr
+				if address, err = netip.ParseAddr(one); err != nil {
+					return fmt.Errorf("has %q, want an address or a network such as 10.0.0.0/8", one)
+				}
+				prefix = netip.PrefixFrom(address, address.BitLen())
+			}
+			c.TrustedProxies = append(c.TrustedProxies, prefix.Masked())
+		}
+		return nil
+	}},
+	{"validate_proxy", "", "Which gateway asks at /validate: nginx, traefik (Caddy too) or envoy. Default: told by its headers.", func(c *Config, v string) error {
+		return oneOf(&c.ValidateProxy, v, "", string(forward.Nginx), string(forward.Traefik), string(forward.Envoy))
+	}},
+	{"validate_namespace", forward.DefaultNamespace, "Namespace of functions that are called by their name alone, for /validate. It must be the provider's.", func(c *Config, v string) error {
+		c.ValidateNamespace = v
+		return nil
+	}},
+	{"validate_public", "", "Paths, with commas between them, that /validate lets pass without a token; one that ends in / stands for all below it.", func(c *Config, v string) error {
+		for one := range strings.SplitSeq(v, ",") {
+			if one = strings.TrimSpace(one); one == "" {
+				continue
+			}
+			if !strings.HasPrefix(one, "/") {
+				return fmt.Errorf("has %q, want paths that begin with /", one)
+			}
+			c.ValidatePublic = append(c.ValidatePublic, one)
+		}
+		return nil
+	}},
+	{"tls_cert", "", "File with the certificate and its chain (PEM). With tls_key: serve HTTPS.", func(c *Config, v string) error {
+		c.TLSCert = v
+		return nil
+	}},
+	{"tls_key", "", "File with the certificate's private key (PEM).", func(c *Config, v string) error {
+		c.TLSKey = v
+		return nil
+	}},
+	{"drain_timeout", "10s", "How long requests in progress may take to end after SIGTERM.", func(c *Config, v string) (err error) {
+		c.DrainTimeout, err = duration(v)
+		return err
+	}},
+	{"log_format", "text", "Log lines on stderr, the audit log among them: text or json.", func(c *Config, v string) error {
+		return oneOf(&c.LogFormat, v, "text", "json")
+	}},
+	{"log_level", "info", "Least level of log lines: debug, info, warn or error. Audit lines are written in any case.", func(c *Config, v string) error {
+		return oneOf(&c.LogLevel, v, "debug", "info", "warn", "error")
+	}},
+}
+
+// Read fills a Config from the settings' values; lookup gives "" for a setting that is not given.
+// The error names the setting and the rule.
+func Read(lookup func(name string) string) (*Config, error) {
+	c := &Config{}
+	for _, s := range Settings {
+		value := lookup(s.Name)
+		if value == "" {
+			value = s.Default
+		}
+		if err := s.apply(c, value); err != nil {
+			return nil, fmt.Errorf("setting %s %w", s.Name, err)
+		}
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return nil, fmt.Errorf("settings tls_cert and tls_key go together")
+	}
+	return c, nil
+}
+
+// URL is the issuer's URL when it listens on a port.
+func (c *Config) URL(port int) string {
+	if c.IssuerURL != "" {
+		return c.IssuerURL
+	}
+	scheme, host := "http", c.ListenAddress
+	if c.TLSCert != "" {
+		scheme = "https"
+	}
+	if address, err := netip.ParseAddr(host); host == "" || (err == nil && address.IsUnspecified()) {
+		host = "127.0.0.1"
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return scheme + "://" + host + ":" + strconv.Itoa(port)
+}
+
+// AdminSocket is where a running faas-auth takes the commands for clients and keys.
+func (c *Config) AdminSocket() string { return filepath.Join(c.DataDir, "admin.sock") }
+
+// defaultDataDir follows the file system hierarchy for root and the XDG base directories for others.
+func defaultDataDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/faas-auth"
+	}
+	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
+		return filepath.Join(state, "faas-auth")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "faas-auth-data"
+	}
+	return filepath.Join(home, ".local", "state", "faas-auth")
+}
+
+func integer(v string, least, most int) (int, error) {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("is %q, want a whole number from %d to %d", v, least, most)
+	}
+	return n, nil
+}
+
+// duration takes what OpenFaaS programs take: a Go duration, or a whole number of seconds.
+func duration(v string) (time.Duration, error) {
+	if seconds, err := strconv.ParseUint(v, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second, nil
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("is %q, want a duration such as 90s or a number of seconds", v)
+	}
+	return d, nil
+}
+
+func oneOf(field *string, v string, allowed ...string) error {
+	if !slices.Contains(allowed, v) {
+		return fmt.Errorf("is %q, want one of %s", v, strings.Join(allowed, ", "))
+	}
+	*field = v
+	return nil
+}

@@ -1,0 +1,155 @@
+// Command faas-auth issues the bearer tokens that say who may call which function, and answers gateways
+// that ask whether a call may pass.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/faas-predict/faas-predict/auth/admin"
+	"github.com/faas-predict/faas-predict/auth/config"
+	"github.com/faas-predict/faas-predict/auth/issuer"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "faas-auth:", err)
+		os.Exit(1)
+	}
+}
+
+// release is set by the build (-ldflags "-X main.release=v1.2.3").
+var release string
+
+// version is the release, or the commit that the program was built from.
+func version() string {
+	if release != "" {
+		return release
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return "dev-" + s.Value[:min(12, len(s.Value))]
+			}
+		}
+	}
+	return "dev"
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "faas-auth",
+		Short: "Issue bearer tokens for functions",
+		Long: `faas-auth issues the bearer tokens that say who may call which function.
+
+  faas-auth serve                                           run an issuer
+  faas-auth client add shop --functions 'openfaas-fn:iris*' register a client; prints its secret
+  curl -d grant_type=client_credentials -u shop http://127.0.0.1:8090/oauth/token
+                                                            get a token`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(serveCommand(), &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this program",
+		Args:  cobra.NoArgs,
+		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version()) },
+	})
+	commands := admin.Commands(func(cmd *cobra.Command) (*admin.Client, func() error, error) {
+		cfg, err := read(cmd)
+		if err != nil {
+			return nil, nil, err
+		}
+		return openAdmin(cfg, cmd.Name() == "add")
+	})
+	for _, c := range commands {
+		c.PersistentFlags().String("data-dir", "", "directory with the issuer's state (env data_dir); it may be serving")
+		root.AddCommand(c)
+	}
+	return root
+}
+
+func serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run an issuer until SIGINT or SIGTERM",
+		Long: `Run an issuer until SIGINT or SIGTERM. Every setting is an environment variable (port=9090) or a flag
+(--port 9090); a flag wins.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := read(cmd)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), cfg)
+		},
+	}
+	for _, s := range config.Settings {
+		cmd.Flags().String(s.Flag(), "", fmt.Sprintf("%s (env %s, default %q)", s.Doc, s.Name, s.Default))
+	}
+	return cmd
+}
+
+// read reads the settings from those flags that the command has, and from the environment.
+func read(cmd *cobra.Command) (*config.Config, error) {
+	given := map[string]string{}
+	for _, s := range config.Settings {
+		given[s.Name] = os.Getenv(s.Name)
+		if flag := cmd.Flags().Lookup(s.Flag()); flag != nil && flag.Changed {
+			given[s.Name] = flag.Value.String()
+		}
+	}
+	return config.Read(func(name string) string { return given[name] })
+}
+
+// openAdmin returns a client of the faas-auth that serves data_dir. When none does, this process serves
+// the socket itself until done is called, so that there is one way for both.
+func openAdmin(cfg *config.Config, mayCreate bool) (_ *admin.Client, done func() error, err error) {
+	client := &admin.Client{URL: "http://faas-auth", HTTP: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", cfg.AdminSocket())
+		},
+	}}}
+	conn, err := net.Dial("unix", cfg.AdminSocket())
+	if err == nil {
+		return client, func() error { client.HTTP.CloseIdleConnections(); return nil }, conn.Close()
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, nil, fmt.Errorf("data_dir %s belongs to another user: run this command as the user that faas-auth runs as", cfg.DataDir)
+	}
+	// A typing mistake must not make an empty issuer that then has no such client.
+	if _, err := os.Stat(cfg.DataDir); err != nil && !mayCreate {
+		return nil, nil, fmt.Errorf("no issuer has served data_dir yet, and none does now: %w", err)
+	}
+	state, err := issuer.Open(issuer.Config{
+		URL: cfg.URL(cfg.Port), Dir: cfg.DataDir, AccessTTL: cfg.AccessTTL, RefreshTTL: cfg.RefreshTTL,
+		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, Log: quiet(), Idle: true,
+	})
+	if errors.Is(err, issuer.ErrInUse) {
+		return nil, nil, fmt.Errorf("data_dir %s is in use by a process that does not answer on %s: %w", cfg.DataDir, cfg.AdminSocket(), err)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	server, err := serveAdmin(cfg, state)
+	if err != nil {
+		return nil, nil, errors.Join(err, state.Close())
+	}
+	return client, func() error {
+		client.HTTP.CloseIdleConnections()
+		return errors.Join(server.Shutdown(context.Background()), state.Close())
+	}, nil
+}

@@ -278,7 +278,10 @@ func (i *Issuer) removeExpired() error {
 		if err := deleteWhere(tx, revokedBucket, func(t *revokedToken) bool { return over(t.Expires, now) }); err != nil {
 			return err
 		}
-		return deleteWhere(tx, revokedClientsBucket, func(c *revokedClient) bool { return over(c.Expires, now) })
+		if err := deleteWhere(tx, revokedClientsBucket, func(c *revokedClient) bool { return over(c.Expires, now) }); err != nil {
+			return err
+		}
+		return deleteWhere(tx, revokedKeysBucket, func(k *revokedKey) bool { return over(k.Expires, now) })
 	})
 }
 

@@ -254,6 +254,7 @@ func (i *Issuer) RevokeKey(id string) error {
 		}
 		heir.SignsFrom = now.UTC()
 	}
+	revoked := revokedKey{Expires: now.Add(max(i.longestTTL(), i.longestSigned())).Unix() + 1}
 	if err := i.update(func(tx *bbolt.Tx) error {
 		if heir != nil {
 			key, err := token.ParseKey(heir.JWK)
@@ -264,10 +265,14 @@ func (i *Issuer) RevokeKey(id string) error {
 				return err
 			}
 		}
+		if err := put(tx, revokedKeysBucket, id, revoked); err != nil {
+			return err
+		}
 		return tx.Bucket(keysBucket).Delete([]byte(id))
 	}); err != nil {
 		return err
 	}
+	i.revoked.addKey(id, revoked)
 	i.keys = slices.Delete(slices.Clone(i.keys), n, n+1)
 	if heir != nil {
 		if err := i.addKey(heir); err != nil {

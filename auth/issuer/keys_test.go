@@ -2,11 +2,15 @@ package issuer
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	sdk "github.com/openfaas/go-sdk"
 
 	"github.com/faas-predict/faas-predict/auth/token"
 )
@@ -42,7 +46,7 @@ func (b *bench) elsewhere(t testing.TB) *token.Verifier {
 
 func signedBy(t testing.TB, raw string) string {
 	t.Helper()
-	j, err := jose.ParseSigned(raw, []jose.SignatureAlgorithm{jose.ES256, jose.RS256, jose.EdDSA})
+	j, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.ES256, jose.RS256, jose.EdDSA})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,6 +171,62 @@ func TestRevokedKeyIsGoneAtOnce(t *testing.T) {
 	}
 	if err := b.RevokeKey("nothing"); err == nil {
 		t.Error("revoked nothing")
+	}
+	if want := []string{first, second, third.ID}; !slices.Equal(b.list(t).Keys, slices.Sorted(slices.Values(want))) {
+		t.Errorf("listed: %v, want %v", b.list(t).Keys, want)
+	}
+	b.clock.pass(2 * MaxAccessTTL)
+	if err := b.removeExpired(); err != nil {
+		t.Fatal(err)
+	}
+	b.reopen(t)
+	if left := b.list(t).Keys; len(left) > 0 {
+		t.Errorf("still listed when nothing they signed can hold: %v", left)
+	}
+}
+
+func TestRevokedKeyReachesVerifiersElsewhereWithTheirBound(t *testing.T) {
+	const bound = time.Second
+	server := httptest.NewUnstartedServer(nil)
+	url := "http://" + server.Listener.Addr().String()
+	own, err := Open(Config{URL: url, Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	server.Config.Handler = own.Handler()
+	server.Start()
+	defer server.Close()
+	authority, err := token.NewAuthority(token.AuthorityConfig{URL: url, RevocationBound: bound, RefreshInterval: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer authority.Close()
+	if err := authority.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	secret, err := own.AddClient(Client{Name: "shop", Functions: []string{"*"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := sdk.NewClientCredentialsTokenSource("shop", secret, url+"/oauth/token", "function", "client_credentials", "").Token()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := token.NewVerifier(token.Config{Keys: authority, Revocations: authority})
+	if _, err := v.Verify(t.Context(), raw); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.RevokeKey(own.SigningKeys()[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := v.Verify(t.Context(), raw); err != nil {
+			break
+		}
+		if time.Since(began) > bound {
+			t.Fatalf("a token of the revoked key is accepted after %s", bound)
+		}
 	}
 }
 

@@ -38,6 +38,13 @@ type revokedClient struct {
 	Expires int64 `json:"exp"`
 }
 
+// revokedKey is a signing key that was revoked. Verifiers elsewhere fetch the keys less often than the
+// list, so the list says it too.
+type revokedKey struct {
+	// Expires is when all that it signed has expired.
+	Expires int64 `json:"exp"`
+}
+
 // exchangedMark begins the id of every token that was made by an exchange of one of ours.
 const exchangedMark = "x."
 
@@ -66,6 +73,7 @@ type revocations struct {
 	mu      sync.RWMutex
 	tokens  map[string]revokedToken
 	clients map[string]revokedClient
+	keys    map[string]revokedKey
 	count   map[string]int // of tokens by client
 
 	body []byte // nil when it must be made again
@@ -76,7 +84,7 @@ type revocations struct {
 var _ token.Revocations = (*revocations)(nil)
 
 func newRevocations() *revocations {
-	return &revocations{tokens: map[string]revokedToken{}, clients: map[string]revokedClient{}, count: map[string]int{}}
+	return &revocations{tokens: map[string]revokedToken{}, clients: map[string]revokedClient{}, keys: map[string]revokedKey{}, count: map[string]int{}}
 }
 
 // Revoked implements token.Revocations.
@@ -140,6 +148,14 @@ func (r *revocations) addClient(id string, c revokedClient) {
 	r.body = nil
 }
 
+// addKey takes note of a key that was revoked.
+func (r *revocations) addKey(id string, k revokedKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keys[id] = k
+	r.body = nil
+}
+
 // full reports whether no more tokens of a client can be revoked one by one.
 func (r *revocations) full(clientID string) bool {
 	r.mu.RLock()
@@ -151,11 +167,12 @@ func (r *revocations) full(clientID string) bool {
 func (r *revocations) removeExpired(now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before := len(r.tokens) + len(r.clients)
+	before := len(r.tokens) + len(r.clients) + len(r.keys)
 	r.drop(func(t revokedToken) bool { return over(t.Expires, now) })
 	maps.DeleteFunc(r.clients, func(_ string, c revokedClient) bool { return over(c.Expires, now) })
+	maps.DeleteFunc(r.keys, func(_ string, k revokedKey) bool { return over(k.Expires, now) })
 	r.body = nil
-	return len(r.tokens)+len(r.clients) != before
+	return len(r.tokens)+len(r.clients)+len(r.keys) != before
 }
 
 // drop forgets the tokens for which gone is true. The caller has mu.
@@ -199,6 +216,12 @@ func (r *revocations) list(now time.Time) (body []byte, etag string) {
 		if c := r.clients[id]; !over(c.Expires, now) {
 			out.Clients = append(out.Clients, token.RevokedClient{ClientID: id, Before: c.Before})
 			r.good = min(r.good, c.Expires+int64(keySlack/time.Second))
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(r.keys)) {
+		if k := r.keys[id]; !over(k.Expires, now) {
+			out.Keys = append(out.Keys, id)
+			r.good = min(r.good, k.Expires+int64(keySlack/time.Second))
 		}
 	}
 	r.body, _ = json.Marshal(out) // strings and numbers

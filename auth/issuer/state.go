@@ -15,6 +15,7 @@ var (
 	familiesBucket       = []byte("families")        // client, 0, id → family
 	revokedBucket        = []byte("revoked")         // jti → revokedToken
 	revokedClientsBucket = []byte("revoked_clients") // client id → revokedClient
+	revokedKeysBucket    = []byte("revoked_keys")    // kid → revokedKey
 )
 
 // batchDelay is how long a refresh waits for others to share its write to disk.
@@ -24,7 +25,7 @@ const batchDelay = time.Millisecond
 // each is used once in a while.
 func (i *Issuer) load() error {
 	if err := i.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{clientsBucket, keysBucket, familiesBucket, revokedBucket, revokedClientsBucket} {
+		for _, name := range [][]byte{clientsBucket, keysBucket, familiesBucket, revokedBucket, revokedClientsBucket, revokedKeysBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
@@ -51,8 +52,14 @@ func (i *Issuer) load() error {
 		}); err != nil {
 			return err
 		}
-		return each(tx, revokedClientsBucket, func(id string, c *revokedClient) error {
+		if err := each(tx, revokedClientsBucket, func(id string, c *revokedClient) error {
 			i.revoked.addClient(id, *c)
+			return nil
+		}); err != nil {
+			return err
+		}
+		return each(tx, revokedKeysBucket, func(id string, k *revokedKey) error {
+			i.revoked.addKey(id, *k)
 			return nil
 		})
 	})

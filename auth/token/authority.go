@@ -93,6 +93,7 @@ type Authority struct {
 	list struct {
 		sync.Mutex
 		url, etag string
+		keys      []string // revoked ones
 		failing   bool
 	}
 }
@@ -325,6 +326,9 @@ func (a *Authority) fetchKeys(ctx context.Context) error {
 			return err
 		}
 	}
+	a.list.Lock()
+	defer a.list.Unlock()
+	set = set.without(a.list.keys) // an answer that was long on its way may be older than the list
 	old := a.set.Load()
 	if set.equal(old) {
 		return nil // the same set again keeps what was accepted with it at hand
@@ -334,6 +338,16 @@ func (a *Authority) fetchKeys(ctx context.Context) error {
 		close(a.known)
 	}
 	return nil
+}
+
+// withdraw takes revoked keys out of those that are known, without waiting for the next fetch of keys. The
+// caller has the list's lock.
+func (a *Authority) withdraw() {
+	if old := a.set.Load(); old != nil {
+		if left := old.without(a.list.keys); left != old {
+			a.set.Store(left)
+		}
+	}
 }
 
 // trusted checks an address that the issuer gives: https must not hand over to http.
@@ -441,7 +455,8 @@ func (a *Authority) fetchRevocations(ctx context.Context) error {
 	defer a.list.Unlock()
 	if a.list.url == address { // it has not moved meanwhile
 		a.revoked.Store(set) // with its etag, lest another's make this one look current
-		a.list.etag = etag
+		a.list.etag, a.list.keys = etag, list.Keys
 	}
+	a.withdraw()
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync/atomic"
 
 	"github.com/go-jose/go-jose/v4"
@@ -130,6 +131,18 @@ func usable(jwk jose.JSONWebKey) (publicKey, bool) {
 
 // Issuer is what the claim "iss" of the tokens signed with these keys must be.
 func (s *KeySet) Issuer() string { return s.issuer }
+
+// without returns the set without the keys of these ids, or the set itself when it has none of them.
+func (s *KeySet) without(ids []string) *KeySet {
+	if !slices.ContainsFunc(ids, func(id string) bool { _, there := s.keys[id]; return there }) {
+		return s
+	}
+	left := &KeySet{issuer: s.issuer, keys: maps.Clone(s.keys)}
+	for _, id := range ids {
+		delete(left.keys, id)
+	}
+	return left
+}
 
 func (s *KeySet) equal(other *KeySet) bool {
 	return other != nil && s.issuer == other.issuer && maps.EqualFunc(s.keys, other.keys, publicKey.equal)

@@ -19,6 +19,9 @@ type RevocationList struct {
 	Revoked []RevokedToken `json:"revoked"`
 	// Clients are those that lost everything that was issued to them until some time.
 	Clients []RevokedClient `json:"clients"`
+	// Keys are the ids (kid) of signing keys that were revoked before their time, and with them all that
+	// they signed.
+	Keys []string `json:"keys,omitempty"`
 }
 
 // RevokedToken is a token that no longer holds.

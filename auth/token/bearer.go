@@ -26,6 +26,9 @@ func Bearer(r *http.Request) (string, error) {
 		return "", errNoToken
 	}
 	raw = strings.TrimLeft(raw, " ")
+	if raw == "" { // as faas-cli sends it when it is not logged in
+		return "", errNoToken
+	}
 	if !isB64Token(raw) {
 		return "", errHeaderSyntax
 	}

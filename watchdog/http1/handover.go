@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"io"
 	"net"
 	"sync"
 )
@@ -8,6 +9,7 @@ import (
 // handedConn is a connection of which some bytes were read already.
 type handedConn struct {
 	net.Conn
+	io    io.ReadWriter // its reads and writes
 	first []byte
 	err   error // what comes after first, nil when the connection has more
 }
@@ -23,8 +25,10 @@ func (c *handedConn) Read(p []byte) (int, error) {
 	if c.err != nil {
 		return 0, c.err
 	}
-	return c.Conn.Read(p)
+	return c.io.Read(p)
 }
+
+func (c *handedConn) Write(p []byte) (int, error) { return c.io.Write(p) }
 
 // handedOver is the listener from which net/http takes what is handed over.
 type handedOver struct {

@@ -133,7 +133,7 @@ func (w *response) send(p []byte) {
 func (w *response) put(b []byte) {
 	if w.err == nil {
 		w.conn.limitWrite()
-		_, w.err = w.conn.nc.Write(b)
+		_, w.err = w.conn.io.Write(b)
 	}
 }
 

@@ -14,6 +14,7 @@ package http1
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,6 +22,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/faas-predict/faas-predict/watchdog/nonblock"
 )
 
 // Server serves HTTP/1.1. Its fields must not change once Serve is called.
@@ -144,6 +147,7 @@ func (s *Server) stopListening() {
 type conn struct {
 	server *Server
 	nc     net.Conn
+	io     io.ReadWriter // its reads and writes
 	ctx    context.Context
 	cancel context.CancelFunc
 	// since is when the handler was called, in nanoseconds, and 0 while none runs.
@@ -169,7 +173,7 @@ const (
 
 func (s *Server) serve(nc net.Conn) {
 	defer s.serving.Done()
-	c := &conn{server: s, nc: nc, buf: make([]byte, 0, firstBuffer)}
+	c := &conn{server: s, nc: nc, io: nonblock.Of(nc), buf: make([]byte, 0, firstBuffer)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.req = (&http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, RemoteAddr: nc.RemoteAddr().String()}).WithContext(c.ctx)
 	c.head.fields = make(http.Header, 16)
@@ -259,7 +263,7 @@ func (c *conn) read() error {
 	if len(c.buf) == cap(c.buf) {
 		c.buf = append(make([]byte, 0, min(2*cap(c.buf), maxRequest)), c.buf...)
 	}
-	n, err := c.nc.Read(c.buf[len(c.buf):cap(c.buf)])
+	n, err := c.io.Read(c.buf[len(c.buf):cap(c.buf)])
 	c.buf = c.buf[:len(c.buf)+n]
 	if n > 0 {
 		return nil
@@ -343,5 +347,5 @@ func (c *conn) handle() (ended bool) {
 // if it ended.
 func (c *conn) handOver(err error) *handedConn {
 	_ = c.nc.SetDeadline(time.Time{})
-	return &handedConn{Conn: c.nc, first: c.buf, err: err}
+	return &handedConn{Conn: c.nc, io: c.io, first: c.buf, err: err}
 }

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"sync"
+
+	"github.com/faas-predict/faas-predict/watchdog/nonblock"
 )
 
 // Call is a request with its whole body.
@@ -50,7 +52,8 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 		return nil, fmt.Errorf("open link: %w", err)
 	}
 	unwatch := context.AfterFunc(ctx, func() { conn.Close() })
-	r := bufio.NewReaderSize(conn, 64<<10)
+	direct := nonblock.Of(conn)
+	r := bufio.NewReaderSize(direct, 64<<10)
 	if _, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: function\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Path, Protocol); err == nil {
 		err = readUpgrade(r)
 	}
@@ -61,7 +64,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 		conn.Close()
 		return nil, fmt.Errorf("open link: %w", err)
 	}
-	c := &Client{w: writer{conn: conn}, waiting: map[uint64]chan Answer{}, done: make(chan struct{})}
+	c := &Client{w: writer{conn: conn, to: direct}, waiting: map[uint64]chan Answer{}, done: make(chan struct{})}
 	go c.read(r)
 	return c, nil
 }

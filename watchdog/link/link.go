@@ -187,6 +187,7 @@ func (d *decoder) header(h http.Header) {
 // write, so frames that are ready together go out together.
 type writer struct {
 	conn net.Conn
+	to   io.Writer // conn
 
 	mu      sync.Mutex
 	buf     []byte // to be written
@@ -224,7 +225,7 @@ func (w *writer) unlock(b []byte) {
 		out := w.buf
 		w.buf = w.spare[:0]
 		w.mu.Unlock()
-		_, err := w.conn.Write(out)
+		_, err := w.to.Write(out)
 		w.mu.Lock()
 		if w.spare = out; cap(out) > keptBuffer {
 			w.spare = nil

@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+
+	"github.com/faas-predict/faas-predict/watchdog/nonblock"
 )
 
 // Acceptor is the watchdog's end of links: an http.Handler for Path that answers each call as
@@ -47,7 +49,7 @@ func (a *Acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// What the client sent right behind its request is in the reader that it was parsed from.
-	a.serve(conn, bufio.NewReaderSize(io.MultiReader(io.LimitReader(buffered, int64(buffered.Reader.Buffered())), conn), 64<<10))
+	a.serve(conn, bufio.NewReaderSize(io.MultiReader(io.LimitReader(buffered, int64(buffered.Reader.Buffered())), nonblock.Of(conn)), 64<<10))
 }
 
 func (a *Acceptor) enter(conn net.Conn) bool {
@@ -163,7 +165,7 @@ func (s *session) end() {
 }
 
 func (a *Acceptor) serve(conn net.Conn, r *bufio.Reader) {
-	s := &session{w: writer{conn: conn}, handler: a.Handler, cancels: map[uint64]context.CancelFunc{}}
+	s := &session{w: writer{conn: conn, to: nonblock.Of(conn)}, handler: a.Handler, cancels: map[uint64]context.CancelFunc{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel() // whoever called is gone
 	defer s.end()

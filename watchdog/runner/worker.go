@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/faas-predict/faas-predict/watchdog/nonblock"
 	"github.com/faas-predict/faas-predict/watchdog/wire"
 )
 
@@ -34,6 +35,7 @@ type Worker struct {
 	pid     atomic.Int64 // 0 until it is up
 	in      *os.File
 	out     *os.File
+	to      *nonblock.File // writes to in
 	frames  *frameReader
 	started sync.Once
 	holds   []*os.File // writing ends, held until the worker has opened its own
@@ -77,7 +79,14 @@ func newWorker(z *Zygote, id uint64, slot int) (*Worker, error) {
 		w.logs.Add(1)
 		go w.readLog(stream, end)
 	}
-	w.frames = newFrameReader(w.out)
+	from, err := nonblock.New(w.out)
+	if err == nil {
+		w.to, err = nonblock.New(w.in)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	w.frames = newFrameReader(from)
 	return w, nil
 }
 
@@ -172,7 +181,7 @@ func (w *Worker) Pid() int { return int(w.pid.Load()) }
 
 // Write sends frames. It blocks while the channel is full, and fails when the worker is gone.
 func (w *Worker) Write(frames []byte) error {
-	_, err := w.in.Write(frames)
+	_, err := w.to.Write(frames)
 	return err
 }
 

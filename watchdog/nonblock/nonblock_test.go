@@ -109,8 +109,9 @@ func TestWaitingEndsWithTheDeadlineAndWithTheConnection(t *testing.T) {
 	if _, err := f.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
-	_ = a.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
-	if n, err := f.Write(make([]byte, 64<<20)); !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 {
+	much := make([]byte, 64<<20)
+	_ = a.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := f.Write(much); !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 {
 		t.Error(n, err)
 	}
 	_ = a.SetDeadline(time.Time{})

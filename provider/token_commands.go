@@ -57,9 +57,12 @@ func (r *registered) open(stdin io.Reader) (c *client.Client, secret string, err
 
 func readSecret(stdin io.Reader) (string, error) {
 	const longest = 4 << 10
-	raw, err := io.ReadAll(io.LimitReader(stdin, longest))
+	raw, err := io.ReadAll(io.LimitReader(stdin, longest+1))
 	if err != nil {
 		return "", fmt.Errorf("read password: %w", err)
+	}
+	if len(raw) > longest {
+		return "", fmt.Errorf("the password on standard input is longer than %d bytes", longest)
 	}
 	return strings.TrimSpace(string(raw)), nil
 }

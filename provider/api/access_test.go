@@ -160,6 +160,27 @@ func TestACallPassesAsItsFunctionsAnnotationSays(t *testing.T) {
 	}
 }
 
+func TestAClientCannotTakeAwayWhatTheProviderAdds(t *testing.T) {
+	key, tokens := signer(t)
+	var got http.Header
+	f := &fake{annotation: backend.AccessToken, forward: func(w http.ResponseWriter, r *http.Request, _ string) (int, error) {
+		got = r.Header.Clone()
+		return 200, nil
+	}}
+	s := New(Options{Backend: f, Functions: f, Models: fakeModels{}, Version: "v1", Metrics: prometheus.NewRegistry(), Access: Access{Tokens: tokens}})
+	r := httptest.NewRequest("POST", "/function/iris", strings.NewReader("x"))
+	r.Header.Set("Authorization", "Bearer "+signed(t, key, token.ScopeFunction, "*"))
+	r.Header["Connection"] = []string{"close, X-Auth-Subject", " x-forwarded-for ,X-Call-Id,X-Named, Authorization"}
+	r.Header.Set("X-Named", "for this connection")
+	s.ServeHTTP(httptest.NewRecorder(), r)
+	if got.Get("X-Auth-Subject") != "shop" || got.Get("X-Forwarded-For") == "" || got.Get("X-Call-Id") == "" {
+		t.Errorf("taken away: %v", got)
+	}
+	if got.Get("X-Named") != "" || got.Get("Connection") != "" {
+		t.Errorf("passed on: %v", got)
+	}
+}
+
 func TestAFunctionThatWantsATokenIsClosedWhereNobodyCanCheckOne(t *testing.T) {
 	f := &fake{annotation: backend.AccessToken}
 	s := server(f, fakeModels{}, false)

@@ -33,7 +33,6 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 	callID := header.Get(callIDHeader)
 	if callID == "" || len(callID) > 128 {
 		callID = uuid.NewString()
-		header.Set(callIDHeader, callID)
 	}
 	name, path := splitPath(r.URL.EscapedPath())
 	ref, err := backend.ParseRef(name, "")
@@ -51,6 +50,10 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
+	// First what was meant for this connection only: a client must not be able to name in Connection what is
+	// added here.
+	dropNamed(header)
+	header.Set(callIDHeader, callID)
 	identify(header, caller)
 	forwarded(r)
 	target := path
@@ -97,6 +100,20 @@ func splitPath(escaped string) (name, path string) {
 	rest := strings.TrimPrefix(escaped, functionPrefix)
 	name, path, _ = strings.Cut(rest, "/")
 	return name, "/" + path
+}
+
+// dropNamed removes the headers that Connection names, and Connection (RFC 9110, section 7.6.1).
+func dropNamed(header http.Header) {
+	values := header["Connection"]
+	if len(values) == 0 {
+		return
+	}
+	for _, value := range values {
+		for name := range strings.SplitSeq(value, ",") {
+			header.Del(strings.TrimSpace(name))
+		}
+	}
+	delete(header, "Connection")
 }
 
 // forwarded adds what the function could not know otherwise: who called, and by which name.

@@ -183,19 +183,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // HTTPServer returns a server for the handler with limits on everything a client can hold open. read and
 // write are 0 for no limit.
 func HTTPServer(h http.Handler, read, write time.Duration) *http1.Server {
-	const idle = 3 * time.Minute
+	const idle, head = 3 * time.Minute, 10 * time.Second
 	return &http1.Server{
 		Handler: h,
 		Takes: func(r *http.Request) bool {
 			// Only net/http bounds the time until an answer is there.
 			return write == 0 && strings.HasPrefix(r.URL.Path, functionPrefix)
 		},
+		HeadTimeout: head,
 		ReadTimeout: read,
 		IdleTimeout: idle,
 		Logger:      slog.Default(),
 		Rest: &http.Server{
 			Handler:           h,
-			ReadHeaderTimeout: 10 * time.Second,
+			ReadHeaderTimeout: head,
 			ReadTimeout:       read,
 			WriteTimeout:      write,
 			IdleTimeout:       idle,

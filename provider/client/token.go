@@ -63,7 +63,7 @@ func (c *Client) Token(ctx context.Context, client, secret, scope string, audien
 		return Issued{}, fmt.Errorf("%s issues no tokens: ask the issuer that its setting authority names", c.gateway)
 	case res.StatusCode != http.StatusOK:
 		return Issued{}, fmt.Errorf("%s gave no token: %s", c.gateway, res.Status)
-	case err != nil || answer.AccessToken == "":
+	case err != nil || answer.AccessToken == "" || answer.ExpiresIn <= 0:
 		return Issued{}, errors.New("the answer to a request for a token is not what it should be")
 	}
 	return Issued{answer.AccessToken, time.Now().Add(time.Duration(answer.ExpiresIn) * time.Second), answer.Scope}, nil

@@ -44,8 +44,8 @@ var (
 
 // Forward sends r to the function as method, target, headers and body, and writes the answer to w.
 // It returns the answer's status. An error other than ErrAborted means that nothing was written to
-// w. header holds what is to be sent; Forward drops what only concerns one connection and adds what
-// frames the body.
+// w. header holds what is to be sent; Forward drops what only concerns one connection, but for what a header
+// Connection names, which is the caller's to drop before it adds its own, and adds what frames the body.
 //
 // When the client goes away, the connection to the function is closed, which cancels the call there.
 func (p *Pool) Forward(w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
@@ -176,9 +176,8 @@ func writeRequestHead(w *bufio.Writer, r *http.Request, target, host string, hea
 	w.WriteString(" HTTP/1.1\r\nHost: ")
 	w.WriteString(host)
 	w.WriteString("\r\n")
-	connection := header.Get("Connection")
 	for name, values := range header {
-		if hopByHop(name) || name == "Content-Length" || name == "Host" || name == "Expect" || named(connection, name) {
+		if hopByHop(name) || name == "Content-Length" || name == "Host" || name == "Expect" {
 			continue
 		}
 		for _, v := range values {

@@ -42,10 +42,7 @@ func (l *links) get(ctx context.Context) *link.Client {
 	if l.closed || time.Now().Before(l.retry) {
 		return nil
 	}
-	if c != nil {
-		c.Close()
-	}
-	l.current.Store(nil)
+	l.current.Store(nil) // it closes by itself when the calls that are out are answered
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	c, err := link.Dial(ctx, l.socket)
@@ -78,9 +75,8 @@ func fits(r *http.Request) bool {
 
 // overLink is one call. handled is false when it did not leave: then HTTP can have it.
 func overLink(c *link.Client, w http.ResponseWriter, r *http.Request, target, host string, header http.Header, body *bytes.Buffer) (status int, handled bool, err error) {
-	connection := header.Get("Connection")
 	for name := range header {
-		if hopByHop(name) || name == "Content-Length" || name == "Host" || name == "Expect" || named(connection, name) {
+		if hopByHop(name) || name == "Content-Length" || name == "Host" || name == "Expect" {
 			delete(header, name)
 		}
 	}

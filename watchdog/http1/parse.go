@@ -12,9 +12,10 @@ import (
 type verdict int
 
 const (
-	short      verdict = iota // a whole short call
-	incomplete                // it may become one
-	other                     // net/http's
+	short    verdict = iota // a whole short call
+	partHead                // it may become one: its head is not whole
+	partBody                // its body is not
+	other                   // net/http's
 )
 
 const (
@@ -57,9 +58,9 @@ const (
 	inValue
 )
 
-func all(b []byte, kind uint8) bool {
-	for _, c := range b {
-		if class[c]&kind == 0 {
+func all(s string, kind uint8) bool {
+	for i := range len(s) {
+		if class[s[i]]&kind == 0 {
 			return false
 		}
 	}
@@ -96,7 +97,7 @@ func (h *head) parse(buf []byte) (size int, _ verdict) {
 		if len(buf) >= maxHead || (len(buf) > 0 && class[buf[0]]&inMethod == 0) {
 			return 0, other
 		}
-		return 0, incomplete
+		return 0, partHead
 	}
 	if end += 4; end > maxHead {
 		return 0, other
@@ -115,7 +116,7 @@ func (h *head) whole(buf []byte) (size int, _ verdict) {
 	case size > maxRequest:
 		return 0, other
 	case len(buf) < size:
-		return 0, incomplete
+		return 0, partBody
 	}
 	return size, short
 }
@@ -124,7 +125,7 @@ func (h *head) whole(buf []byte) (size int, _ verdict) {
 func (h *head) read(text string) bool {
 	line, rest, _ := strings.Cut(text, "\r\n")
 	method, line, found := strings.Cut(line, " ")
-	if !found || len(method) == 0 || len(method) > 16 || !all([]byte(method), inMethod) || method == http.MethodHead || method == http.MethodConnect {
+	if !found || len(method) == 0 || len(method) > 16 || !all(method, inMethod) || method == http.MethodHead || method == http.MethodConnect {
 		return false
 	}
 	target, isHTTP11 := strings.CutSuffix(line, " HTTP/1.1")
@@ -138,17 +139,17 @@ func (h *head) read(text string) bool {
 			return false
 		}
 		name, value, found := strings.Cut(line, ":")
-		if !found || name == "" || !all([]byte(name), inName) {
+		if !found || name == "" || !all(name, inName) {
 			return false
 		}
 		value = strings.Trim(value, " \t")
-		if !all([]byte(value), inValue) {
+		if !all(value, inValue) {
 			return false
 		}
 		name = textproto.CanonicalMIMEHeaderKey(name)
 		switch name {
 		case "Host":
-			if h.host, hosts = value, hosts+1; value == "" || !all([]byte(value), inHost) {
+			if h.host, hosts = value, hosts+1; value == "" || !all(value, inHost) {
 				return false
 			}
 			continue // net/http has it in Request.Host alone
@@ -176,7 +177,7 @@ func (h *head) readTarget(target string) bool {
 	if h.url != nil && target == h.target {
 		return true
 	}
-	if len(target) == 0 || target[0] != '/' || strings.HasPrefix(target, "//") || !all([]byte(target), inTarget) {
+	if len(target) == 0 || target[0] != '/' || strings.HasPrefix(target, "//") || !all(target, inTarget) {
 		return false
 	}
 	u, err := url.ParseRequestURI(target)
@@ -201,12 +202,9 @@ func readLength(value string) (n int, ok bool) {
 	return n, true
 }
 
-// fill makes r the request.
+// fill makes r, which is fresh but for its URL, the request.
 func (h *head) fill(r *http.Request) {
-	r.Method, r.RequestURI, r.Host, r.ContentLength = h.method, h.target, h.host, int64(h.length)
-	if r.URL == nil {
-		r.URL = new(url.URL)
-	}
+	r.Method, r.RequestURI, r.Host, r.ContentLength, r.Header = h.method, h.target, h.host, int64(h.length), h.fields
 	*r.URL = *h.url // a handler may change its own
 	clear(h.fields)
 	copy(h.given[:h.count], h.values[:h.count])
@@ -217,7 +215,12 @@ func (h *head) fill(r *http.Request) {
 			h.fields[name] = h.given[i : i+1 : i+1]
 		}
 	}
-	r.Header, r.Form, r.PostForm, r.MultipartForm, r.Pattern = h.fields, nil, nil, nil, ""
+}
+
+// forget frees what is kept of the last head.
+func (h *head) forget() {
+	clear(h.fields)
+	*h = head{fields: h.fields}
 }
 
 // body is a request's body that lies in memory.

@@ -20,6 +20,7 @@ type response struct {
 	header http.Header
 	status int
 	body   []byte // not yet written
+	first  []byte // of a body of which none is kept
 	buf    []byte
 
 	length    int64 // what the handler declared, -1: nothing
@@ -32,8 +33,7 @@ type response struct {
 }
 
 func (w *response) reset() {
-	clear(w.header)
-	w.status, w.body, w.written, w.length, w.err = 0, w.body[:0], 0, -1, nil
+	w.status, w.body, w.first, w.written, w.length, w.err = 0, w.body[:0], nil, 0, -1, nil
 	w.streaming, w.chunked, w.bodyless, w.close = false, false, false, false
 }
 
@@ -71,6 +71,7 @@ func (w *response) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if !w.streaming {
+		w.first = p
 		w.stream()
 	}
 	w.send(p)
@@ -92,7 +93,7 @@ func (w *response) FlushError() error {
 // SetWriteDeadline, SetReadDeadline and EnableFullDuplex are http.ResponseController's. The request was
 // read whole, so the latter two have nothing to do.
 func (w *response) SetWriteDeadline(at time.Time) error {
-	w.conn.writeBy = at
+	w.conn.writeBy, w.conn.ownWrite = at, true
 	return w.conn.nc.SetWriteDeadline(at)
 }
 
@@ -114,7 +115,8 @@ func (w *response) stream() {
 		w.buf = appendChunkSize(w.buf, len(first))
 		first = append(first, "\r\n"...)
 	}
-	w.put(append(w.buf, first...))
+	w.buf = append(w.buf, first...)
+	w.put(w.buf)
 }
 
 func appendChunkSize(b []byte, n int) []byte {
@@ -127,7 +129,8 @@ func (w *response) send(p []byte) {
 		w.put(p)
 		return
 	}
-	w.put(append(append(appendChunkSize(w.buf[:0], len(p)), p...), "\r\n"...))
+	w.buf = append(append(appendChunkSize(w.buf[:0], len(p)), p...), "\r\n"...)
+	w.put(w.buf)
 }
 
 func (w *response) put(b []byte) {
@@ -155,10 +158,18 @@ func (w *response) finish() bool {
 	case w.chunked:
 		w.put([]byte("0\r\n\r\n"))
 	}
-	if cap(w.buf) > 4*kept {
+	return w.err == nil && !w.close
+}
+
+// keepLittle drops what an idle connection should not hold.
+func (w *response) keepLittle() {
+	clear(w.header)
+	if w.first = nil; cap(w.buf) > firstBuffer {
 		w.buf = nil
 	}
-	return w.err == nil && !w.close
+	if cap(w.body) > firstBuffer {
+		w.body = nil
+	}
 }
 
 var lineBreaks = strings.NewReplacer("\r", " ", "\n", " ")
@@ -172,13 +183,16 @@ func (w *response) appendHead(b []byte) []byte {
 	b = append(append(append(b, ' '), http.StatusText(w.status)...), "\r\n"...)
 	hasType, hasDate := false, false
 	for name, values := range w.header {
+		if name == "" || !all(name, inName) { // it could hold a header of its own
+			continue
+		}
 		switch name {
 		case "Content-Length", "Transfer-Encoding", "Trailer": // ours to say
 			continue
 		case "Connection":
 			w.close = w.close || len(values) > 0 && strings.EqualFold(values[0], "close")
 			continue
-		case "Content-Type":
+		case "Content-Type", "Content-Encoding": // what is encoded does not look like what it is
 			hasType = true
 		case "Date":
 			hasDate = true
@@ -191,8 +205,8 @@ func (w *response) appendHead(b []byte) []byte {
 			b = append(append(b, v...), "\r\n"...)
 		}
 	}
-	if !hasType && len(w.body) > 0 {
-		b = append(append(append(b, "Content-Type: "...), http.DetectContentType(w.body)...), "\r\n"...)
+	if begin := w.begin(); !hasType && len(begin) > 0 {
+		b = append(append(append(b, "Content-Type: "...), http.DetectContentType(begin)...), "\r\n"...)
 	}
 	switch {
 	case w.bodyless:
@@ -209,6 +223,14 @@ func (w *response) appendHead(b []byte) []byte {
 		b = append(b, "Connection: close\r\n"...)
 	}
 	return append(b, "\r\n"...)
+}
+
+// begin is how the body begins, as far as that is known.
+func (w *response) begin() []byte {
+	if len(w.body) > 0 {
+		return w.body
+	}
+	return w.first
 }
 
 type dated struct {

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -29,40 +30,54 @@ import (
 // Server serves HTTP/1.1. Its fields must not change once Serve is called.
 type Server struct {
 	// Handler answers short calls. Nothing of the request or the response writer may be used after
-	// ServeHTTP returns: the next call reuses them. The response writer can be flushed, not hijacked, and
-	// sends no trailers. As with net/http, the request's context ends when the caller is gone.
+	// ServeHTTP returns: the next call reuses them. The response writer can be flushed, not hijacked,
+	// sends no trailers, and takes headers until the answer leaves. The request's context ends when the
+	// caller is gone, as net/http's does, and not before the connection ends.
 	Handler http.Handler
 	// Takes says which short calls Handler answers; nil means all. It sees the request as Handler
 	// would, with its body unread.
 	Takes func(*http.Request) bool
 	// Rest serves everything else. Its Handler need not be the same. It must have no TLSConfig.
 	Rest *http.Server
+	// HeadTimeout bounds how long a connection may take to send the head of its first request, and the
+	// head of a later one from its first byte; 0 does not. While shutting down it is all that is left to
+	// a request of which a part has come.
+	HeadTimeout time.Duration
 	// ReadTimeout bounds how long a request that has begun may take to come whole; 0 does not.
 	ReadTimeout time.Duration
-	// WriteTimeout bounds how long the answer may take to be written, to half of it more; 0 does not.
+	// WriteTimeout bounds each write of an answer, to half of it more, unless the handler sets a deadline
+	// of its own; 0 does not.
 	WriteTimeout time.Duration
 	// IdleTimeout is how long a connection may wait for the next request, to half of it more; 0 is no
 	// limit.
 	IdleTimeout time.Duration
-	// Logger is told of handlers that panic.
+	// Logger is told of handlers that panic; nil is slog.Default.
 	Logger *slog.Logger
 
 	rest    *handedOver
-	serving sync.WaitGroup // connections
 	closing atomic.Bool
+	watch   watch
 
 	mu       sync.Mutex
 	listener net.Listener
-	conns    map[*conn]struct{}
-
-	watch watch
+	conns    map[*conn]struct{} // whose descriptors the watch may look at
+	active   int                // connections that are neither closed nor handed over yet
+	gone     chan struct{}      // closed when closing and active is 0
 }
 
 // Serve accepts connections until Shutdown or Close, and then returns http.ErrServerClosed. It may be
 // called once.
 func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
-	s.listener, s.conns = l, map[*conn]struct{}{}
+	if s.closing.Load() {
+		s.mu.Unlock()
+		_ = l.Close()
+		return http.ErrServerClosed
+	}
+	if s.Logger == nil {
+		s.Logger = slog.Default()
+	}
+	s.listener, s.conns, s.gone = l, map[*conn]struct{}{}, make(chan struct{})
 	s.rest = newHandedOver(l.Addr())
 	s.watch.start(s)
 	s.mu.Unlock()
@@ -72,8 +87,9 @@ func (s *Server) Serve(l net.Listener) error {
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			s.serving.Add(1)
-			go s.serve(nc)
+			if c := s.enter(nc); c != nil {
+				go s.serve(c)
+			}
 			continue
 		}
 		if s.closing.Load() {
@@ -96,27 +112,31 @@ const lastRead = 5 * time.Millisecond
 // behind its last answer. It blocks until all are closed or ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopListening()
+	s.Rest.SetKeepAlivesEnabled(false) // it still takes what is handed over
+	now := time.Now()
 	s.mu.Lock()
 	for c := range s.conns {
-		if !c.begun { // Who is in a handler sees closing afterwards.
-			_ = c.nc.SetReadDeadline(time.Now().Add(lastRead))
+		switch by := now.Add(s.HeadTimeout); {
+		case !c.begun: // Who is in a handler sees closing afterwards.
+			_ = c.nc.SetReadDeadline(now.Add(lastRead))
+		case s.HeadTimeout > 0 && (c.readBy.IsZero() || by.Before(c.readBy)):
+			c.readBy = by
+			_ = c.nc.SetReadDeadline(by)
 		}
 	}
+	gone := s.gone
 	s.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		s.serving.Wait()
-		close(done)
-	}()
 	var err error
-	select {
-	case <-done:
-	case <-ctx.Done():
-		err = ctx.Err()
+	if gone != nil {
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 	}
 	// Only now can no connection be handed over any more.
 	err = errors.Join(err, s.Rest.Shutdown(ctx))
-	s.watch.stop()
+	s.stopWatch()
 	return err
 }
 
@@ -130,79 +150,112 @@ func (s *Server) Close() error {
 	}
 	s.mu.Unlock()
 	err := s.Rest.Close()
-	s.watch.stop()
+	s.stopWatch()
 	return err
 }
 
 func (s *Server) stopListening() {
-	s.closing.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closing.Swap(true) {
+		return
+	}
 	if s.listener != nil {
 		_ = s.listener.Close()
+	}
+	if s.gone != nil && s.active == 0 {
+		close(s.gone)
+	}
+}
+
+func (s *Server) stopWatch() {
+	s.mu.Lock()
+	started := s.listener != nil
+	s.mu.Unlock()
+	if started {
+		s.watch.stop()
 	}
 }
 
 // conn is one connection and what its calls reuse.
 type conn struct {
-	server *Server
-	nc     net.Conn
-	io     io.ReadWriter // its reads and writes
-	ctx    context.Context
-	cancel context.CancelFunc
+	server   *Server
+	nc       net.Conn
+	io       io.ReadWriter // its reads and writes
+	accepted time.Time
+	ctx      context.Context
+	cancel   context.CancelFunc
 	// since is when the handler was called, in nanoseconds, and 0 while none runs.
-	since atomic.Int64
-	begun bool // part of a request is there; guarded by the server's lock
+	since     atomic.Int64
+	pipelined atomic.Bool // the next request is here while the handler runs
+	begun     bool        // part of a request is there; guarded by the server's lock
 
-	buf  []byte // what was read and not yet answered
-	req  *http.Request
-	head head
-	body body
-	out  response
+	buf    []byte // what was read and not yet answered
+	called bool   // there was a request before
+	fresh  *http.Request
+	req    *http.Request
+	url    url.URL
+	head   head
+	body   body
+	out    response
 
-	readBy, writeBy time.Time // deadlines that stand
+	readBy, writeBy time.Time // deadlines that stand; readBy changes under the server's lock while begun
+	ownWrite        bool      // writeBy is the handler's
 }
 
 const (
 	firstBuffer = 4 << 10
-	// keptBuffer is the largest buffer that a connection keeps between its calls.
-	keptBuffer = 16 << 10
+	// keptHead is the longest head that is kept to know it again.
+	keptHead = 2 << 10
 	// maxRequest bounds a short call, head and body. A larger one costs more than net/http adds.
 	maxRequest = 64 << 10
 )
 
-func (s *Server) serve(nc net.Conn) {
-	defer s.serving.Done()
-	c := &conn{server: s, nc: nc, io: nonblock.Of(nc), buf: make([]byte, 0, firstBuffer)}
+// enter makes a connection one of the server's, or closes it and returns nil when that is closing.
+func (s *Server) enter(nc net.Conn) *conn {
+	c := &conn{server: s, nc: nc, io: nonblock.Of(nc), accepted: time.Now(), buf: make([]byte, 0, firstBuffer)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.req = (&http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, RemoteAddr: nc.RemoteAddr().String()}).WithContext(c.ctx)
+	c.fresh = (&http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, RemoteAddr: nc.RemoteAddr().String()}).WithContext(c.ctx)
+	c.req = new(http.Request)
 	c.head.fields = make(http.Header, 16)
 	c.out.conn, c.out.header = c, make(http.Header, 16)
-	s.enter(c)
-	handed := c.answer()
-	s.leave(c)
-	if handed != nil {
-		if s.rest.hand(handed) {
-			return // the context lives on for nobody: net/http has its own
-		}
-		nc = handed
-	}
-	c.cancel()
-	_ = nc.Close()
-}
-
-func (s *Server) enter(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closing.Load() {
+		c.cancel()
+		_ = nc.Close()
+		return nil
+	}
 	s.conns[c] = struct{}{}
+	s.active++
+	return c
 }
 
-// leave must come before the connection is closed or handed over: the watch looks at the descriptors
-// of those that are in.
-func (s *Server) leave(c *conn) {
+func (s *Server) serve(c *conn) {
+	defer s.left()
+	handed := c.answer()
+	s.unwatch(c)
+	if handed != nil && s.rest.hand(handed) {
+		return // the context lives on for nobody: net/http has its own
+	}
+	c.cancel()
+	_ = c.nc.Close()
+}
+
+// unwatch must come before the connection is closed or handed over: the watch looks at the descriptors of
+// those in conns.
+func (s *Server) unwatch(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+}
+
+func (s *Server) left() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active--; s.active == 0 && s.closing.Load() {
+		close(s.gone)
+	}
 }
 
 // answer answers short calls until the connection ends. It returns the connection when net/http has to
@@ -217,42 +270,67 @@ func (c *conn) answer() *handedConn {
 		default:
 			return c.handOver(err) // net/http knows what an unfinished request deserves, too
 		}
+		*c.req = *c.fresh
+		c.req.URL = &c.url
 		c.head.fill(c.req)
 		c.body.Reset(c.buf[c.head.size:size])
 		c.req.Body = &c.body
 		if c.server.Takes != nil && !c.server.Takes(c.req) {
 			return c.handOver(nil)
 		}
+		c.pipelined.Store(len(c.buf) > size)
 		if !c.call() {
 			return nil
 		}
-		left := c.buf[size:]
-		if cap(c.buf) > keptBuffer && len(left) <= firstBuffer {
-			c.buf = make([]byte, 0, firstBuffer)
-		}
-		c.buf = append(c.buf[:0], left...)
+		c.called = true
+		c.keepLittle(size)
 	}
+}
+
+// keepLittle drops what was answered, and memory that an idle connection should not hold.
+func (c *conn) keepLittle(answered int) {
+	left := c.buf[answered:]
+	c.body.Reset(nil)
+	if cap(c.buf) > firstBuffer && len(left) <= firstBuffer {
+		c.buf = make([]byte, 0, firstBuffer)
+	}
+	c.buf = append(c.buf[:0], left...)
+	if len(c.head.raw) > keptHead { // of which every string of the request is a part
+		c.head.forget()
+		*c.req, c.url = http.Request{}, url.URL{}
+	}
+	c.out.keepLittle()
 }
 
 // await reads until the buffer begins with a short call of so many bytes, or with something else.
 func (c *conn) await() (size int, _ verdict, _ error) {
 	size, verdict := c.head.parse(c.buf)
-	if verdict != incomplete {
+	if verdict == short || verdict == other {
 		return size, verdict, nil
 	}
-	begun := false
+	var began time.Time
+	limited := short // what the standing deadline is for
 	for {
-		if now := time.Now(); len(c.buf) == 0 {
+		switch now := time.Now(); {
+		case len(c.buf) > 0 && began.IsZero():
+			began = now
+			c.setBegun(true)
+			defer c.setBegun(false)
+			fallthrough
+		case len(c.buf) > 0:
+			if limited != verdict {
+				c.limitRequest(verdict, began)
+				limited = verdict
+			}
+		case c.called:
 			c.limitIdle(now)
-		} else if !begun {
-			begun = true
-			c.setBegun(now)
-			defer c.clearBegun()
+		default:
+			c.limitFirst(now)
 		}
 		if err := c.read(); err != nil {
-			return 0, incomplete, err
+			return 0, verdict, err
 		}
-		if size, verdict = c.head.parse(c.buf); verdict != incomplete {
+		if size, verdict = c.head.parse(c.buf); verdict == short || verdict == other {
 			return size, verdict, nil
 		}
 	}
@@ -279,38 +357,65 @@ func (c *conn) limitIdle(now time.Time) {
 	ahead := c.readBy.Sub(now)
 	switch {
 	case limit == 0 && c.readBy.IsZero(), limit > 0 && ahead >= limit && ahead <= 2*limit:
-		return
 	case limit == 0:
-		c.readBy = time.Time{}
+		c.setReadDeadline(time.Time{})
 	default:
-		c.readBy = now.Add(limit + limit/2)
+		c.setReadDeadline(now.Add(limit + limit/2))
 	}
-	_ = c.nc.SetReadDeadline(c.readBy)
-	if c.server.closing.Load() { // Shutdown's own deadline may just have been replaced
-		_ = c.nc.SetReadDeadline(now.Add(lastRead))
+	if c.server.closing.Load() { // Shutdown's own deadline may just have been replaced, or not been set
+		c.setReadDeadline(now.Add(lastRead))
 	}
 }
 
-// setBegun gives a request of which a part is there ReadTimeout for the rest, during Shutdown too.
-func (c *conn) setBegun(now time.Time) {
-	c.server.mu.Lock()
-	defer c.server.mu.Unlock()
-	c.begun, c.readBy = true, time.Time{}
-	if limit := c.server.ReadTimeout; limit > 0 {
-		c.readBy = now.Add(limit)
+// limitFirst is limitIdle for a connection that has sent nothing yet.
+func (c *conn) limitFirst(now time.Time) {
+	if limit := c.server.HeadTimeout; limit > 0 && !c.server.closing.Load() {
+		c.setReadDeadline(c.accepted.Add(limit))
+		if !c.server.closing.Load() {
+			return
+		}
 	}
-	_ = c.nc.SetReadDeadline(c.readBy)
+	c.limitIdle(now)
 }
 
-func (c *conn) clearBegun() {
+// limitRequest gives a request of which a part is there its time for the rest, during Shutdown too.
+func (c *conn) limitRequest(missing verdict, began time.Time) {
+	s := c.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var by time.Time
+	earliest := func(at time.Time, limit time.Duration) {
+		if at = at.Add(limit); limit > 0 && (by.IsZero() || at.Before(by)) {
+			by = at
+		}
+	}
+	earliest(began, s.ReadTimeout)
+	if missing == partHead {
+		if !c.called {
+			began = c.accepted
+		}
+		earliest(began, s.HeadTimeout)
+	}
+	if s.closing.Load() {
+		earliest(time.Now(), s.HeadTimeout)
+	}
+	c.setReadDeadline(by)
+}
+
+func (c *conn) setReadDeadline(at time.Time) {
+	c.readBy = at
+	_ = c.nc.SetReadDeadline(at)
+}
+
+func (c *conn) setBegun(begun bool) {
 	c.server.mu.Lock()
 	defer c.server.mu.Unlock()
-	c.begun = false
+	c.begun = begun
 }
 
 func (c *conn) limitWrite() {
 	limit := c.server.WriteTimeout
-	if limit == 0 {
+	if limit == 0 || c.ownWrite {
 		return
 	}
 	if now := time.Now(); c.writeBy.Sub(now) < limit {
@@ -322,11 +427,16 @@ func (c *conn) limitWrite() {
 // call has the handler answer c.req and writes the answer. It reports whether the connection goes on.
 func (c *conn) call() (again bool) {
 	c.out.reset()
+	if c.ownWrite {
+		c.ownWrite, c.writeBy = false, time.Time{}
+		_ = c.nc.SetWriteDeadline(time.Time{})
+	}
 	c.since.Store(c.server.watch.now())
 	c.server.watch.arm()
 	ended := c.handle()
 	c.since.Store(0)
-	return ended && c.ctx.Err() == nil && c.out.finish()
+	// A caller that only will not send any more still gets its answer.
+	return ended && c.out.finish() && c.ctx.Err() == nil
 }
 
 // handle reports whether the handler came to an end.

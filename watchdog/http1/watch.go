@@ -34,11 +34,8 @@ func (w *watch) start(s *Server) {
 	go w.run(s)
 }
 
-// stop blocks until the watch has ended.
+// stop blocks until the watch has ended, which start has begun.
 func (w *watch) stop() {
-	if w.done == nil {
-		return
-	}
 	w.closed.Do(func() { close(w.done) })
 	<-w.ended
 }
@@ -108,11 +105,21 @@ func (w *watch) look(s *Server) (busy bool) {
 		return busy
 	}
 	for i, p := range polled {
-		if p.Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0 {
+		switch {
+		case p.Revents&(unix.POLLHUP|unix.POLLERR) != 0:
 			conns[i].cancel()
+		case p.Revents&unix.POLLRDHUP != 0 && !conns[i].pipelined.Load() && !unread(int(p.Fd)):
+			conns[i].cancel() // as net/http does, which takes the end of what a caller sends for its going
 		}
 	}
 	return busy
+}
+
+// unread reports whether there are bytes before the end of what the caller sent: another request.
+func unread(fd int) bool {
+	var first [1]byte
+	n, _, err := unix.Recvfrom(fd, first[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err == nil && n > 0
 }
 
 func descriptor(nc net.Conn) (fd uintptr, ok bool) {

@@ -3,6 +3,7 @@ package link
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -21,6 +22,7 @@ type Call struct {
 // Answer is a response with its whole body.
 type Answer struct {
 	Status  int
+	kind    kind
 	payload []byte
 }
 
@@ -41,7 +43,7 @@ type Client struct {
 	mu      sync.Mutex
 	waiting map[uint64]chan Answer
 	last    uint64
-	broken  error
+	broken  error         // why no call can begin
 	done    chan struct{} // the reader ended
 }
 
@@ -82,7 +84,10 @@ func readUpgrade(r *bufio.Reader) error {
 	return nil
 }
 
-// Broken reports whether the link is of no more use.
+var errLeaving = errors.New("the watchdog is shutting down")
+
+// Broken reports whether no more calls can begin. The link then closes by itself when those that are out are
+// answered.
 func (c *Client) Broken() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -132,11 +137,14 @@ func (c *Client) Do(ctx context.Context, call *Call) (Answer, error) {
 		if !ok {
 			return Answer{}, ErrBroken
 		}
-		if a.Status == 0 {
-			return Answer{}, fmt.Errorf("%w: the call was aborted", ErrBroken)
-		}
 		answers.Put(answer)
-		return a, nil
+		switch a.kind {
+		case kindAnswer:
+			return a, nil
+		case kindRefuse:
+			return Answer{}, fmt.Errorf("%w: %w", ErrUnsent, errLeaving)
+		}
+		return Answer{}, fmt.Errorf("%w: the call was aborted", ErrBroken)
 	case <-ctx.Done():
 		if c.forget(id) {
 			if b, err := c.w.lock(); err == nil {
@@ -160,12 +168,29 @@ func (c *Client) read(r *bufio.Reader) {
 	defer close(c.done)
 	var err error
 	for {
+		c.mu.Lock()
+		leaving := c.broken != nil && len(c.waiting) == 0
+		c.mu.Unlock()
+		if leaving {
+			err = errLeaving
+			break
+		}
 		var f frame
 		if f, err = readFrame(r, MaxAnswer); err != nil {
 			break
 		}
-		if f.kind != kindAnswer && f.kind != kindAbort {
+		if f.kind == kindRefuse && f.id == everyCall {
+			c.mu.Lock()
+			c.broken = errLeaving // nobody begins a call any more
+			c.mu.Unlock()
+			continue
+		}
+		if f.kind != kindAnswer && f.kind != kindAbort && f.kind != kindRefuse {
 			err = fmt.Errorf("%w: kind %d", errFrame, f.kind)
+			break
+		}
+		if f.kind == kindAnswer && (f.status < 200 || f.status > 999) {
+			err = fmt.Errorf("%w: status %d", errFrame, f.status)
 			break
 		}
 		c.mu.Lock()
@@ -173,7 +198,7 @@ func (c *Client) read(r *bufio.Reader) {
 		delete(c.waiting, f.id)
 		c.mu.Unlock()
 		if answer != nil {
-			answer <- Answer{f.status, f.payload} // has room: nobody else sends to it
+			answer <- Answer{f.status, f.kind, f.payload} // has room: nobody else sends to it
 		}
 	}
 	c.w.fail(err)

@@ -12,14 +12,16 @@
 // A frame is a header of 16 bytes, little-endian, and a payload:
 //
 //	0  uint32  length of the payload
-//	4  uint8   kind: call, answer, cancel or abort
+//	4  uint8   kind: call, answer, cancel, abort or refuse
 //	5  uint8   0
 //	6  uint16  HTTP status of an answer, else 0
 //	8  uint64  id, chosen by the caller, not used again on this link
 //
 // A call's payload is method, target and host, an answer's starts with the headers: a count, then
 // names and values. Counts and lengths of strings are uvarints. What is left of the payload is the
-// body. A cancel and an abort have no payload: the caller no longer waits, or there is no answer.
+// body. The other kinds have no payload: a cancel says that the caller no longer waits, an abort that there
+// is no answer, a refusal that the call was not begun and will not be. A refusal of call 0 is of all that are
+// still to come: the caller closes the link when it has the answers that are out.
 package link
 
 import (
@@ -46,7 +48,11 @@ const (
 	kindAnswer
 	kindCancel
 	kindAbort
+	kindRefuse
 )
+
+// everyCall is the id of no call.
+const everyCall = 0
 
 const (
 	headerBytes = 16

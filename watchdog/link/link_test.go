@@ -139,7 +139,6 @@ func TestCallerThatLeavesCancelsItsCallOnly(t *testing.T) {
 }
 
 func TestDeathOfTheWatchdogBreaksTheCallsThatAreOut(t *testing.T) {
-	var conn net.Conn
 	started := make(chan struct{})
 	release := make(chan struct{})
 	a, socket := serve(t, func(http.ResponseWriter, *http.Request) {
@@ -151,8 +150,8 @@ func TestDeathOfTheWatchdogBreaksTheCallsThatAreOut(t *testing.T) {
 		<-started
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		for conn = range a.conns {
-			conn.Close()
+		for s := range a.sessions {
+			s.w.conn.Close()
 		}
 	}()
 	if _, err := c.Do(t.Context(), &Call{Method: "POST", Target: "/"}); !errors.Is(err, ErrBroken) {
@@ -198,6 +197,44 @@ func TestShutdownAnswersWhatIsIn(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestShutdownUnderLoadLeavesNoCallInDoubt(t *testing.T) {
+	for range 30 {
+		var ran atomic.Int64
+		a, socket := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			ran.Add(1)
+			io.WriteString(w, "x")
+		})
+		c := dial(t, socket)
+		var callers sync.WaitGroup
+		var answered atomic.Int64
+		for range 8 {
+			callers.Go(func() {
+				for {
+					_, err := c.Do(context.Background(), &Call{Method: "GET", Target: "/"})
+					if errors.Is(err, ErrUnsent) {
+						return
+					}
+					if err != nil {
+						t.Error("in doubt:", err)
+						return
+					}
+					answered.Add(1)
+				}
+			})
+		}
+		time.Sleep(2 * time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		if err := a.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		callers.Wait()
+		if ran.Load() != answered.Load() {
+			t.Errorf("%d ran, %d were answered", ran.Load(), answered.Load())
+		}
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"sync"
@@ -22,10 +21,10 @@ import (
 type Acceptor struct {
 	Handler http.Handler
 
-	mu    sync.Mutex
-	conns map[net.Conn]bool
-	calls sync.WaitGroup // and their connections' readers
-	ended bool
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	ended    bool
+	gone     chan struct{} // closed when ended and there are no sessions
 }
 
 // ServeHTTP takes the connection over for good.
@@ -41,64 +40,77 @@ func (a *Acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.Close()
-	if !a.enter(conn) {
+	s := &session{acceptor: a, w: writer{conn: conn, to: nonblock.Of(conn)}, handler: a.Handler, cancels: map[uint64]context.CancelFunc{}}
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Protocol); err != nil || !a.enter(s) {
 		return
 	}
-	defer a.leave(conn)
-	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Protocol); err != nil {
-		return
-	}
+	defer a.leave(s)
 	// What the client sent right behind its request is in the reader that it was parsed from.
-	a.serve(conn, bufio.NewReaderSize(io.MultiReader(io.LimitReader(buffered, int64(buffered.Reader.Buffered())), nonblock.Of(conn)), 64<<10))
+	s.serve(bufio.NewReaderSize(io.MultiReader(io.LimitReader(buffered, int64(buffered.Reader.Buffered())), nonblock.Of(conn)), 64<<10))
 }
 
-func (a *Acceptor) enter(conn net.Conn) bool {
+func (a *Acceptor) enter(s *session) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ended {
 		return false
 	}
-	if a.conns == nil {
-		a.conns = map[net.Conn]bool{}
+	if a.sessions == nil {
+		a.sessions = map[*session]struct{}{}
 	}
-	a.conns[conn] = true
+	a.sessions[s] = struct{}{}
 	return true
 }
 
-func (a *Acceptor) leave(conn net.Conn) {
+func (a *Acceptor) leave(s *session) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.conns, conn)
+	delete(a.sessions, s)
+	if a.ended && len(a.sessions) == 0 {
+		close(a.gone)
+	}
 }
 
-// Shutdown answers the calls that are in, as http.Server.Shutdown does for HTTP, and closes the links.
+func (a *Acceptor) takes() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.ended
+}
+
+// Shutdown answers the calls that are in, as http.Server.Shutdown does for HTTP. Callers are told to send no
+// more and close their links when they have all answers; a call that crosses with that is refused, so that
+// its caller knows that it did not run. Shutdown blocks until all links are closed, or ctx ends: then it
+// closes them.
 func (a *Acceptor) Shutdown(ctx context.Context) error {
 	a.mu.Lock()
-	a.ended = true
+	if !a.ended {
+		a.ended, a.gone = true, make(chan struct{})
+		if len(a.sessions) == 0 {
+			close(a.gone)
+		}
+		for s := range a.sessions {
+			go s.signal(kindRefuse, everyCall) // a peer that does not read would hold up the others
+		}
+	}
 	a.mu.Unlock()
-	answered := make(chan struct{})
-	go func() {
-		a.calls.Wait()
-		close(answered)
-	}()
-	var err error
 	select {
-	case <-answered:
+	case <-a.gone:
+		return nil
 	case <-ctx.Done():
-		err = ctx.Err()
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for conn := range a.conns {
-		conn.Close()
+	for s := range a.sessions {
+		s.w.conn.Close()
 	}
-	return err
+	return ctx.Err()
 }
 
 // session is one link.
 type session struct {
-	w       writer
-	handler http.Handler
+	acceptor *Acceptor
+	w        writer
+	handler  http.Handler
 
 	mu      sync.Mutex
 	cancels map[uint64]context.CancelFunc
@@ -118,7 +130,6 @@ type callee struct {
 type called struct {
 	ctx   context.Context
 	frame frame
-	group *sync.WaitGroup // of calls
 }
 
 // keptAnswer is the largest body whose memory is kept for the next call's.
@@ -164,8 +175,7 @@ func (s *session) end() {
 	s.idle = nil
 }
 
-func (a *Acceptor) serve(conn net.Conn, r *bufio.Reader) {
-	s := &session{w: writer{conn: conn, to: nonblock.Of(conn)}, handler: a.Handler, cancels: map[uint64]context.CancelFunc{}}
+func (s *session) serve(r *bufio.Reader) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel() // whoever called is gone
 	defer s.end()
@@ -177,11 +187,13 @@ func (a *Acceptor) serve(conn net.Conn, r *bufio.Reader) {
 		}
 		switch f.kind {
 		case kindCall:
-			// Add races with Shutdown's Wait only for a call that came after its beginning.
-			a.calls.Add(1)
+			if !s.acceptor.takes() {
+				s.signal(kindRefuse, f.id)
+				continue
+			}
 			call, stop := context.WithCancel(ctx)
 			s.remember(f.id, stop)
-			s.callee().calls <- called{call, f, &a.calls}
+			s.callee().calls <- called{call, f}
 		case kindCancel:
 			s.cancel(f.id)
 		default:
@@ -211,9 +223,7 @@ func (c *callee) run() {
 	for call := range c.calls {
 		c.call(call.ctx, call.frame)
 		c.session.cancel(call.frame.id)
-		kept := c.session.release(c)
-		call.group.Done()
-		if !kept {
+		if !c.session.release(c) {
 			return
 		}
 	}
@@ -225,7 +235,7 @@ func (c *callee) call(ctx context.Context, f frame) {
 	w.reset()
 	r, err := request(ctx, f.payload, c.header)
 	if err != nil || !s.handle(w, r) {
-		s.abort(f.id)
+		s.signal(kindAbort, f.id)
 		return
 	}
 	b, err := s.w.lock()
@@ -242,9 +252,9 @@ func (c *callee) call(ctx context.Context, f frame) {
 	s.w.unlock(end(b, start))
 }
 
-func (s *session) abort(id uint64) {
+func (s *session) signal(k kind, id uint64) {
 	if b, err := s.w.lock(); err == nil {
-		s.w.unlock(begin(b, kindAbort, 0, id))
+		s.w.unlock(begin(b, k, 0, id))
 	}
 }
 

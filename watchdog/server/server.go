@@ -140,13 +140,14 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error {
-	const idle = 2 * time.Minute
+	const idle, head = 2 * time.Minute, 10 * time.Second
 	handler := s.functionHandler()
 	function := &http1.Server{
 		Handler: handler, Takes: func(r *http.Request) bool { return !isStream(r) },
-		ReadTimeout: s.settings.ReadTimeout, WriteTimeout: s.settings.WriteTimeout, IdleTimeout: idle, Logger: s.logger,
+		HeadTimeout: head, ReadTimeout: s.settings.ReadTimeout, WriteTimeout: s.settings.WriteTimeout, IdleTimeout: idle,
+		Logger: s.logger,
 		Rest: &http.Server{
-			Handler: handler, ReadTimeout: s.settings.ReadTimeout, IdleTimeout: idle,
+			Handler: handler, ReadHeaderTimeout: head, ReadTimeout: s.settings.ReadTimeout, IdleTimeout: idle,
 			MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 		},
 	}

@@ -40,9 +40,8 @@ func clientCommand(run runner) *cobra.Command {
 		Use:   "client",
 		Short: "Register the programs that may ask for tokens",
 		Long: `Register the programs that may ask for tokens. The secret of a client is printed once, alone on standard
-output, so that it can go straight to where it is needed:
-
-  faas-auth client add shop --functions 'openfaas-fn:iris*' > /run/secrets/shop`,
+output, so that it can go straight to where it is needed.`,
+		Example: "  client add shop --functions 'openfaas-fn:iris*' > /run/secrets/shop",
 	}
 	var wanted issuer.Client
 	var ttl time.Duration

@@ -32,6 +32,9 @@ import (
 //go:embed python3.py
 var python3 []byte
 
+//go:embed r.R
+var r []byte
+
 // MaxWorkers is how many workers may live at once: each has a slot of the journal.
 const MaxWorkers = 256
 
@@ -49,6 +52,7 @@ var programs = map[string]struct {
 	interpreter string
 }{
 	model.RuntimePython: {source: python3, file: "python3.py", interpreter: "python3"},
+	model.RuntimeR:      {source: r, file: "r.R", interpreter: "Rscript"},
 }
 
 // Config says what to start.
@@ -153,6 +157,7 @@ func (z *Zygote) start(ctx context.Context, interpreter, file string, source []b
 		err := z.cmd.Start()
 		started <- err
 		if err == nil {
+			z.killRest()
 			err = z.cmd.Wait()
 			stdout.Flush()
 			stderr.Flush()
@@ -232,7 +237,11 @@ func (z *Zygote) readReports(frames *frameReader) {
 		z.mu.Lock()
 		w := z.workers[h.ID]
 		z.mu.Unlock()
-		if w != nil && h.Kind == wire.Exited {
+		switch {
+		case w == nil:
+		case h.Kind == wire.Forked:
+			w.group.Store(int64(h.Elapsed))
+		case h.Kind == wire.Exited:
 			z.forget(w, int(h.Elapsed))
 		}
 	}
@@ -244,8 +253,8 @@ func (z *Zygote) readReports(frames *frameReader) {
 	}
 	z.mu.Unlock()
 	for _, w := range orphans {
-		if w.Pid() != 0 {
-			_ = unix.Kill(-w.Pid(), unix.SIGKILL)
+		if group := int(w.group.Load()); group != 0 {
+			_ = unix.Kill(-group, unix.SIGKILL)
 		}
 		z.forget(w, 128+int(unix.SIGKILL))
 	}
@@ -335,6 +344,16 @@ func (z *Zygote) Fork(ctx context.Context) (*Worker, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// killRest blocks until the runner is gone, and kills what it leaves in its group while its number
+// cannot mean another: processes that init started, and those of a runner that is several itself.
+func (z *Zygote) killRest() {
+	pid := z.cmd.Process.Pid
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+		continue
+	}
+	_ = unix.Kill(-pid, unix.SIGKILL)
 }
 
 func (z *Zygote) kill() {

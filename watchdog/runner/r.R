@@ -31,6 +31,9 @@ local({
   # An answer waits for those after it at most this long (in seconds) before it is written.
   FLUSH_AFTER <- 150e-6
 
+  # Calls in a traceback: of an endless recursion those at both ends.
+  TRACEBACK <- 60
+
   swap <- .Platform$endian == "big"
   sigkill <- 9L
 
@@ -83,16 +86,26 @@ local({
     flush(channel)
   }
 
-  # The calls between the runner's own and the one that raised, innermost first, as traceback() shows them.
-  show_calls <- function(calls, own) {
-    calls <- calls[seq_along(calls) > own]
+  # The calls between the runner's own and the one that raised, innermost first, as traceback() shows
+  # them. depth is that of the function which called withCallingHandlers.
+  show_calls <- function(calls, depth) {
     heads <- vapply(calls, function(call) {
       head <- if (is.call(call)) call[[1L]]
-      if (is.name(head)) as.character(head) else ""
+      if (is.name(head)) as.character(head) else if (is.function(head)) "h" else "" # h: a handler's call
     }, "")
+    own <- match(TRUE, heads == "withCallingHandlers" & seq_along(calls) > depth, nomatch = depth)
+    while (own < length(calls) && (heads[own + 1L] == "load_model" || # and what it evaluates by
+             heads[own + 1L] == "eval" && identical(calls[[own + 1L]], quote(eval(expression, globalenv()))))) {
+      own <- own + 1L
+    }
+    calls <- calls[seq_along(calls) > own]
+    heads <- heads[seq_along(heads) > own]
     ours <- heads %in% c(".handleSimpleError", "h", "note") | (heads == "signalCondition")
     calls <- calls[seq_along(calls) < min(which(ours), length(calls) + 1L)]
     if (!length(calls)) return(character())
+    skipped <- max(0L, length(calls) - TRACEBACK)
+    calls <- calls[c(seq_len(min(length(calls), TRACEBACK / 2)), if (length(calls) > TRACEBACK / 2)
+      (max(TRACEBACK / 2, length(calls) - TRACEBACK / 2) + 1):length(calls))]
     lines <- vapply(seq_along(calls), function(i) {
       text <- paste(deparse(calls[[i]], nlines = 2L), collapse = " ")
       if (nchar(text) > 120L) text <- paste0(substr(text, 1L, 117L), "...")
@@ -100,7 +113,7 @@ local({
       if (!is.null(at)) {
         text <- paste0(text, " at ", basename(attr(at, "srcfile")$filename), "#", at[1L])
       }
-      paste0(i, ": ", text)
+      paste0(if (i > TRACEBACK / 2) i + skipped else i, ": ", text)
     }, "")
     rev(lines)
   }
@@ -116,7 +129,7 @@ local({
     call <- tryCatch(conditionCall(condition), error = function(e) NULL)
     where <- if (!is.null(call)) paste0(" in ", paste(deparse(call, nlines = 1L), collapse = " "), " :")
     paste(c(paste0("Error", if (is.null(where)) ":" else where, " ", message_of(condition)),
-            "Traceback (innermost first):", if (length(lines)) lines else "  none"), collapse = "\n")
+            "Traceback (innermost first):", if (length(lines)) lines else "none of the model's"), collapse = "\n")
   }
 
   # The payload of RAISED: type, message and traceback, separated by NUL.
@@ -133,9 +146,8 @@ local({
     }
     if (length(result) != 1L) return(paste("a character vector of length", length(result)))
     if (is.na(result)) return("NA")
-    if (identical(Encoding(result), "bytes") || !validUTF8(enc2utf8(result))) {
-      return("a string that has no UTF-8")
-    }
+    marked <- Encoding(result)
+    if (marked == "bytes" || marked != "latin1" && !validUTF8(result)) return("a string that has no UTF-8")
     NULL
   }
 
@@ -180,21 +192,16 @@ local({
   # more: so predict(fit, newdata) means what it means everywhere in R, and predict("a request") still
   # asks the model.
   load_model <- function(entry) {
-    own <- length(sys.calls()) + 3L # eval's frames
-    lines <- character()
-    withCallingHandlers({
-      for (expression in parse(entry, keep.source = TRUE, encoding = "UTF-8")) eval(expression, globalenv())
-      own <- length(sys.calls())
-      defines <- function(name) exists(name, globalenv(), mode = "function", inherits = FALSE)
-      if (!defines("predict")) stop(entry, " does not define predict(request)", call. = FALSE)
-      predict <- get("predict", globalenv(), mode = "function", inherits = FALSE)
-      rm("predict", envir = globalenv())
-      registerS3method("predict", "character", predict, envir = asNamespace("stats"))
-      if (defines("init")) {
-        init <- get("init", globalenv(), mode = "function", inherits = FALSE)
-        init()
-      }
-    }, error = function(e) lines <<- show_calls(sys.calls(), own))
+    for (expression in parse(entry, keep.source = TRUE, encoding = "UTF-8")) eval(expression, globalenv())
+    defines <- function(name) exists(name, globalenv(), mode = "function", inherits = FALSE)
+    if (!defines("predict")) stop(entry, " does not define predict(request)", call. = FALSE)
+    predict <- get("predict", globalenv(), mode = "function", inherits = FALSE)
+    rm("predict", envir = globalenv())
+    registerS3method("predict", "character", predict, envir = asNamespace("stats"))
+    if (defines("init")) {
+      init <- get("init", globalenv(), mode = "function", inherits = FALSE)
+      init()
+    }
     # Compiled here once, and not in each worker when it gets to it.
     for (name in ls(globalenv(), all.names = TRUE)) {
       value <- get(name, globalenv())
@@ -210,9 +217,9 @@ local({
   # load_model, or the text that says why not.
   try_model <- function(entry) {
     lines <- character()
-    own <- length(sys.calls()) + 6L
+    depth <- length(sys.calls())
     tryCatch(
-      withCallingHandlers(load_model(entry), error = function(e) lines <<- show_calls(sys.calls(), own + 6L)),
+      withCallingHandlers(load_model(entry), error = function(e) lines <<- show_calls(sys.calls(), depth)),
       error = function(e) utf8(explain(e, lines)))
   }
 
@@ -272,10 +279,10 @@ local({
     payload <- raw()
     IDLE <- 0L; PREDICT <- 1L; CHECK <- 2L; ANSWER <- 3L
     state <- IDLE
+    depth <- length(sys.calls())
 
     repeat {
       failure <- tryCatch(withCallingHandlers({
-        own <- length(sys.calls())
         repeat {
           if (state == IDLE) {
             # A whole frame, read as far as it takes.
@@ -347,8 +354,10 @@ local({
             ended <- .Internal(Sys.time())
             state <- CHECK
             if (is.character(result) && length(result) == 1L && !is.na(result)) {
-              result <- enc2utf8(result)
-              if (.Internal(validUTF8(result))) {
+              # enc2utf8 makes something of bytes that are no UTF-8, so it gets only what it is for.
+              marked <- .Internal(Encoding(result))
+              if (marked == "latin1") result <- enc2utf8(result)
+              if (.Internal(validUTF8(result)) && marked != "bytes") {
                 kind <- RESPONSE
                 payload <- .Internal(charToRaw(result))
               } else {
@@ -407,7 +416,7 @@ local({
           }
           state <- IDLE
         }
-      }, error = function(e) lines <<- show_calls(sys.calls(), own)), error = function(e) e)
+      }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) e)
 
       # Only a failure leads here, and what was said of it is the answer.
       ended <- .Internal(Sys.time())
@@ -417,6 +426,7 @@ local({
           failure <- simpleError("the request holds a NUL byte, which a string in R cannot")
         }
         payload <- describe(failure, lines)
+        lines <- character()
       } else if (state == CHECK) {
         kind <- NOT_STRING
         payload <- charToRaw("a string that has no UTF-8")
@@ -450,7 +460,7 @@ local({
     passed <- function() max(1, as.numeric(difftime(Sys.time(), began, units = "secs")) * 1e9)
     if (length(batch) > 1L) {
       lines <- character()
-      own <- length(sys.calls()) + 6L
+      depth <- length(sys.calls())
       results <- tryCatch(withCallingHandlers({
         predict_batch <- model$batch
         results <- predict_batch(vapply(batch, request_text, ""))
@@ -458,7 +468,7 @@ local({
           stop("predict_batch returned ", length(results), " results for ", length(batch), " requests", call. = FALSE)
         }
         results
-      }, error = function(e) lines <<- show_calls(sys.calls(), own)), error = function(e) {
+      }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) {
         message("predict_batch failed; its requests go to predict one at a time:\n", explain(e, lines))
         NULL
       })
@@ -471,11 +481,11 @@ local({
       began <<- Sys.time()
       predict <- model$predict
       lines <- character()
-      own <- length(sys.calls()) + 6L
+      depth <- length(sys.calls())
       tryCatch(withCallingHandlers({
         result <- predict(request_text(batch[[i]]))
         answer_frame(ids[[i]], passed(), result)
-      }, error = function(e) lines <<- show_calls(sys.calls(), own)),
+      }, error = function(e) lines <<- show_calls(sys.calls(), depth)),
       error = function(e) frame(RAISED, ids[[i]], passed(), describe(e, lines)))
     }))
   }
@@ -564,7 +574,9 @@ local({
     if (!maps_memory(journal_path, slot)) journal_path <- NULL
     base <- keep_worker_apart()
     send(replies, UP, id, pid, capabilities(model, !is.null(journal_path)))
-    serve(model, requests, replies, journal_path, slot, getwd(), base$setwd)
+    # R's own restart of this name would end it with the cleaning up that quit does.
+    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), base$setwd),
+                 abort = function() parallel:::mcexit(70L))
     close(replies)
     parallel:::mcexit(0L)
   }

@@ -50,9 +50,12 @@ var programs = map[string]struct {
 	source      []byte
 	file        string
 	interpreter string
+	// ownTemp: the interpreter makes a temporary folder that it does not remove when it is killed, so
+	// it gets the runner's, which goes in any case.
+	ownTemp bool
 }{
 	model.RuntimePython: {source: python3, file: "python3.py", interpreter: "python3"},
-	model.RuntimeR:      {source: r, file: "r.R", interpreter: "Rscript"},
+	model.RuntimeR:      {source: r, file: "r.R", interpreter: "Rscript", ownTemp: true},
 }
 
 // Config says what to start.
@@ -112,14 +115,14 @@ func Start(ctx context.Context, cfg Config) (*Zygote, error) {
 		return nil, err
 	}
 	z := &Zygote{cfg: cfg, folder: folder, dir: folder.Path, done: make(chan struct{}), exit: make(chan error, 1), workers: map[uint64]*Worker{}}
-	if err := z.start(ctx, interpreter, program.file, program.source); err != nil {
+	if err := z.start(ctx, interpreter, program.file, program.source, program.ownTemp); err != nil {
 		z.Close()
 		return nil, err
 	}
 	return z, nil
 }
 
-func (z *Zygote) start(ctx context.Context, interpreter, file string, source []byte) error {
+func (z *Zygote) start(ctx context.Context, interpreter, file string, source []byte, ownTemp bool) error {
 	script := filepath.Join(z.dir, file)
 	if err := os.WriteFile(script, source, 0o600); err != nil {
 		return fmt.Errorf("write the runner: %w", err)
@@ -142,6 +145,9 @@ func (z *Zygote) start(ctx context.Context, interpreter, file string, source []b
 	defer hold.Close()
 
 	z.cmd = exec.Command(interpreter, script, z.cfg.Bundle.Dir, z.cfg.Bundle.Entry, z.cfg.StartMethod, z.dir, "3")
+	if ownTemp {
+		z.cmd.Env = append(os.Environ(), "TMPDIR="+z.dir)
+	}
 	z.cmd.ExtraFiles = []*os.File{z.journal.file}
 	z.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	stdout := newLineWriter(func(line []byte) { z.cfg.Log("stdout", 0, line) }, z.cfg.LogBuffer)

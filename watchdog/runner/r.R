@@ -129,7 +129,7 @@ local({
     call <- tryCatch(conditionCall(condition), error = function(e) NULL)
     where <- if (!is.null(call)) paste0(" in ", paste(deparse(call, nlines = 1L), collapse = " "), " :")
     paste(c(paste0("Error", if (is.null(where)) ":" else where, " ", message_of(condition)),
-            "Traceback (innermost first):", if (length(lines)) lines else "none of the model's"), collapse = "\n")
+            "Traceback (innermost first):", if (length(lines)) lines else "(none is known)"), collapse = "\n")
   }
 
   # The payload of RAISED: type, message and traceback, separated by NUL.

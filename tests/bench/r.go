@@ -34,9 +34,9 @@ if (exists("init")) init()
 request <- arguments[2]
 rows <- as.integer(arguments[3])
 loop <- compiler::cmpfun(function() for (i in seq_len(rows)) predict(request))
-predict(request)
+invisible(predict(request))
 began <- Sys.time()
-loop()
+invisible(loop())
 cat(rows / as.numeric(difftime(Sys.time(), began, units = "secs")))
 `
 
@@ -63,7 +63,7 @@ func (b *bench) writeR(name, code string) (string, error) {
 
 // r is what issue 5 asks of the runner for R.
 func (b *bench) r() error {
-	for _, step := range []func() error{b.rAgainstPlumber, b.rStream, b.rFork} {
+	for _, step := range []func() error{b.rStream, b.rFork} {
 		if err := step(); err != nil {
 			return err
 		}

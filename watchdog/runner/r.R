@@ -27,10 +27,6 @@ local({
   SLOT <- 131072L
   AREA <- 64L
 
-  READ_SIZE <- 65536L
-  # An answer waits for those after it at most this long (in seconds) before it is written.
-  FLUSH_AFTER <- 150e-6
-
   # Calls in a traceback: of an endless recursion those at both ends.
   TRACEBACK <- 60
 
@@ -68,20 +64,22 @@ local({
     bytes
   }
 
-  # A write end that a program which the model executes does not inherit: e is O_CLOEXEC.
+  # Ends that a program which the model executes does not inherit: e is O_CLOEXEC. They have a buffer of C's:
+  # a read returns when it has what it is for, and asks the kernel only when the buffer is empty.
+  read_end <- function(path) file(path, "reb", raw = TRUE, blocking = TRUE)
   write_end <- function(path) file(path, "web", raw = TRUE, blocking = TRUE)
 
   int32 <- function(number) if (number >= 2147483648) as.integer(number - 4294967296) else as.integer(number)
 
   word <- function(number) c(int32(number %% 4294967296), as.integer(number %/% 4294967296))
 
+  # An id is its two halves, the low one first.
   frame <- function(kind, id, elapsed, payload) {
-    c(writeBin(c(length(payload), kind), raw(), endian = "little"), id,
-      writeBin(word(elapsed), raw(), endian = "little"), payload)
+    c(writeBin(c(length(payload), kind, id, word(elapsed)), raw(), endian = "little"), payload)
   }
 
   # On a channel that several processes write to, one write is one frame: all of these are short.
-  send <- function(channel, kind, id = raw(8L), elapsed = 0, payload = raw()) {
+  send <- function(channel, kind, id = c(0L, 0L), elapsed = 0, payload = raw()) {
     writeBin(frame(kind, id, elapsed, payload), channel)
     flush(channel)
   }
@@ -243,8 +241,9 @@ local({
     }, error = function(e) FALSE)
   }
 
-  # The hot path: one read, a predict a frame, one write. What follows each other in it is the protocol's.
-  serve <- function(model, requests, replies, journal_path, slot, home, go) {
+  # The hot path. Every call in it that is not needed shows: .Internal is what the function of the same name
+  # calls, less its checks. Answers to requests with HOLD stay in the journal until one without it.
+  serve <- function(model, requests, replies, journal_path, slot, home, go, utf8_locale) {
     force(home) # before predict goes elsewhere
     journal <- !is.null(journal_path)
     if (journal) {
@@ -256,27 +255,24 @@ local({
     low <- slot * (SLOT %/% 4L)
     generation <- low + 1L
     committed <- low + 3L
+    claimed_low <- low + 5L
     revoked <- low + 7L
     area <- low + AREA %/% 4L
     room <- SLOT - AREA
 
     predict <- model$predict
-    pending <- raw()
-    have <- 0L
-    at <- 0L
-    held <- vector("list", 256L)
-    held_count <- 0L
+    no_bytes <- raw()
+    filler <- raw(3L)
     position <- 0L # of the first free byte in the area
-    tail <- raw() # the bytes of the area's last, unfinished integer
-    oldest <- 0
+    tail <- no_bytes # the area's bytes behind its last whole integer
     began <- ended <- .Internal(Sys.time())
     ids <- list()
     batch <- list()
     lines <- character()
-    hold <- FALSE
-    id <- raw(8L)
+    high <- -1L # half of the last id
+    bytes <- no_bytes
+    payload <- no_bytes
     kind <- 0L
-    payload <- raw()
     IDLE <- 0L; PREDICT <- 1L; CHECK <- 2L; ANSWER <- 3L
     state <- IDLE
     depth <- length(sys.calls())
@@ -285,71 +281,57 @@ local({
       failure <- tryCatch(withCallingHandlers({
         repeat {
           if (state == IDLE) {
-            # A whole frame, read as far as it takes.
-            if (have - at < HEADER) {
-              more <- readBin(requests, "raw", READ_SIZE)
-              if (!length(more)) return(invisible())
-              pending <- if (at < have) c(pending[(at + 1L):have], more) else more
-              have <- length(pending)
-              at <- 0L
-              ended <- .Internal(Sys.time())
-              next
+            # Length, kind and flags, both halves of the id, elapsed.
+            head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
+            if (length(head) < 6L) return(invisible())
+            began <- .Internal(Sys.time())
+            id <- head[3:4]
+            flags <- (head[2L] %/% 256L) %% 256L
+            bytes <- no_bytes
+            if (head[1L] > 0L) {
+              bytes <- .Internal(readBin(requests, "raw", head[1L], NA_integer_, TRUE, FALSE))
+              if (length(bytes) < head[1L]) return(invisible())
             }
-            head <- pending[(at + 1L):(at + HEADER)]
-            numbers <- .Internal(readBin(head, "integer", 2L, NA_integer_, TRUE, swap))
-            size <- HEADER + numbers[1L]
-            if (have - at < size) {
-              parts <- list(pending[(at + 1L):have])
-              have <- have - at
-              while (have < size) {
-                more <- readBin(requests, "raw", max(READ_SIZE, min(size - have, 1048576L)))
-                if (!length(more)) return(invisible())
-                parts[[length(parts) + 1L]] <- more
-                have <- have + length(more)
-              }
-              pending <- unlist(parts)
-              at <- 0L
-            }
-            id <- head[9:16]
-            flags <- (numbers[2L] %/% 256L) %% 256L
-            hold <- flags >= 2L
             if (journal) {
-              # Claim, then look for a revocation.
-              words[claimed] <- .Internal(readBin(id, "double", 1L, NA_integer_, TRUE, swap))
+              # Claim, then look for a revocation. An id is written whole: the half alone when the other stays.
+              if (id[2L] == high && !is.na(high)) {
+                ints[claimed_low] <- id[1L]
+              } else {
+                words[claimed] <- as_word(id)
+                high <- id[2L]
+              }
               if (ints[revoked + 1L] != -1L && below(ints[revoked], ints[revoked + 1L], id)) {
-                at <- at + size
                 kind <- SKIPPED
-                payload <- raw()
-                began <- ended
+                payload <- no_bytes
+                ended <- began
                 state <- ANSWER
                 next
               }
             }
-            bytes <- if (size > HEADER) pending[(at + HEADER + 1L):(at + size)] else raw()
-            at <- at + size
             if (flags %% 2L == 1L || length(batch)) {
               ids[[length(ids) + 1L]] <- id
               batch[[length(batch) + 1L]] <- bytes
-              if (journal) words[claimed] <- .Internal(readBin(ids[[1L]], "double", 1L, NA_integer_, TRUE, swap))
+              if (journal) {
+                words[claimed] <- as_word(ids[[1L]])
+                high <- -1L
+              }
               if (flags %% 2L == 0L) {
                 # A batch is answered by itself: nothing of it can lie in the area.
                 answers <- predict_many(model, ids, batch)
-                writeBin(answers, replies)
-                flush(replies)
+                .Internal(writeBin(answers, replies, NA_integer_, FALSE, FALSE))
+                .Internal(flush(replies))
                 ids <- list()
                 batch <- list()
                 if (moved) {
                   moved <<- FALSE
                   go(home)
                 }
-                ended <- .Internal(Sys.time())
               }
               next
             }
-            began <- ended
             state <- PREDICT
-            request <- rawToChar(bytes)
-            request <- .Internal(setEncoding(request, "UTF-8"))
+            request <- .Internal(rawToChar(bytes, FALSE))
+            if (!utf8_locale) request <- .Internal(setEncoding(request, "UTF-8"))
             result <- predict(request)
             ended <- .Internal(Sys.time())
             state <- CHECK
@@ -371,48 +353,40 @@ local({
             state <- ANSWER
           }
 
-          elapsed <- (ended - began) * 1e9
-          answer <- c(
-            .Internal(writeBin(c(length(payload), kind), raw(), NA_integer_, swap, FALSE)), id,
-            .Internal(writeBin(if (elapsed < 2147483648) c(max(1L, as.integer(elapsed)), 0L) else word(elapsed),
-                               raw(), NA_integer_, swap, FALSE)),
-            payload)
-          size <- length(answer)
           if (moved) {
             moved <<- FALSE
             go(home)
           }
-          # Whether the next answer can leave with this one: there is a next request, and either nobody
-          # waits for this answer or those held are young.
-          if (journal && have > at && (hold || ended - oldest <= FLUSH_AFTER) &&
-                position + size <= room && held_count < 255L) {
+          elapsed <- (ended - began) * 1e9
+          size <- length(payload)
+          head <- .Internal(writeBin(
+            c(size, kind, id, if (elapsed < 2147483648) c(max(1L, as.integer(elapsed)), 0L) else word(elapsed)),
+            no_bytes, NA_integer_, swap, FALSE))
+          size <- size + HEADER
+          if (journal && flags >= 2L && position + size <= room) {
             # Into the journal, which takes integers: with the last bytes that did not fill one.
-            bytes <- c(tail, answer)
-            spare <- length(bytes) %% 4L
-            count <- (length(bytes) + 3L) %/% 4L
-            start <- area + (position - length(tail)) %/% 4L
-            ints[(start + 1L):(start + count)] <- .Internal(readBin(
-              if (spare) c(bytes, raw(4L - spare)) else bytes, "integer", count, NA_integer_, TRUE, FALSE))
-            tail <- if (spare) bytes[(length(bytes) - spare + 1L):length(bytes)] else raw()
-            position <- position + size
+            spare <- length(tail)
+            start <- area + (position - spare) %/% 4L
+            size <- size + spare
+            count <- (size + 3L) %/% 4L
+            answer <- c(tail, head, payload, filler)
+            ints[(start + 1L):(start + count)] <-
+              .Internal(readBin(answer, "integer", count, NA_integer_, TRUE, FALSE))
+            tail <- if (size %% 4L) answer[(size - size %% 4L + 1L):size] else no_bytes
+            position <- position + size - spare
             ints[committed] <- position
-            held_count <- held_count + 1L
-            held[[held_count]] <- answer
           } else {
-            if (held_count) {
-              held[[held_count + 1L]] <- answer
-              answer <- unlist(held[1:(held_count + 1L)])
-              held_count <- 0L
+            if (position >= 4L) {
+              .Internal(writeBin(ints[(area + 1L):(area + position %/% 4L)], replies, NA_integer_, FALSE, FALSE))
             }
-            .Internal(writeBin(answer, replies, NA_integer_, FALSE, FALSE))
-            flush(replies)
+            .Internal(writeBin(c(tail, head, payload), replies, NA_integer_, FALSE, FALSE))
+            .Internal(flush(replies))
             if (position) {
               ints[generation] <- if (ints[generation] == .Machine$integer.max) 0L else ints[generation] + 1L
               ints[committed] <- 0L
               position <- 0L
-              tail <- raw()
+              tail <- no_bytes
             }
-            oldest <- ended
           }
           state <- IDLE
         }
@@ -422,7 +396,7 @@ local({
       ended <- .Internal(Sys.time())
       if (state == PREDICT) {
         kind <- RAISED
-        if (grepl("nul", conditionMessage(failure)) && any(bytes == as.raw(0L))) {
+        if (any(bytes == as.raw(0L)) && grepl("nul", conditionMessage(failure))) {
           failure <- simpleError("the request holds a NUL byte, which a string in R cannot")
         }
         payload <- describe(failure, lines)
@@ -438,13 +412,15 @@ local({
     }
   }
 
+  # An id's two halves as the double that has their bytes.
+  as_word <- function(id) readBin(writeBin(id, raw(), endian = .Platform$endian), "double", 1L)
+
   # Whether a request with this id is not below the revoked one, whose halves are given.
   below <- function(revoked_low, revoked_high, id) {
-    halves <- readBin(id, "integer", 2L, endian = "little")
     unsigned <- function(x) if (is.na(x)) 2147483648 else if (x < 0) x + 4294967296 else x
-    high <- unsigned(halves[2L])
+    high <- unsigned(id[2L])
     limit <- unsigned(revoked_high)
-    high > limit || (high == limit && unsigned(halves[1L]) >= unsigned(revoked_low))
+    high > limit || (high == limit && unsigned(id[1L]) >= unsigned(revoked_low))
   }
 
   answer_frame <- function(id, elapsed, result) {
@@ -453,35 +429,50 @@ local({
     else frame(NOT_STRING, id, elapsed, charToRaw(why))
   }
 
-  # The answers of a batch, one frame behind the other. A batch that fails is asked one by one: a bad
-  # request must not fail its neighbours.
+  # The frames of a batch's answers, one behind the other; those of strings without further ado.
+  answer_frames <- function(ids, elapsed, results) {
+    count <- length(ids)
+    if (!is.character(results) || anyNA(results) || !all(.Internal(validUTF8(results))) ||
+          any(.Internal(Encoding(results)) %in% c("latin1", "bytes"))) {
+      return(unlist(lapply(seq_len(count), function(i) answer_frame(ids[[i]], elapsed, results[[i]]))))
+    }
+    took <- word(elapsed)
+    heads <- .Internal(writeBin(as.vector(rbind(nchar(results, "bytes"), RESPONSE, matrix(unlist(ids), nrow = 2L), took[1L], took[2L])),
+                                raw(), NA_integer_, swap, FALSE))
+    frames <- vector("list", count)
+    for (i in seq_len(count)) {
+      frames[[i]] <- c(heads[(HEADER * i - HEADER + 1L):(HEADER * i)], .Internal(charToRaw(results[i])))
+    }
+    unlist(frames)
+  }
+
+  # The answers of a batch. One that fails is asked one by one: a bad request must not fail its neighbours.
   predict_many <- function(model, ids, batch) {
-    began <- Sys.time()
-    passed <- function() max(1, as.numeric(difftime(Sys.time(), began, units = "secs")) * 1e9)
+    began <- .Internal(Sys.time())
+    passed <- function() max(1, (.Internal(Sys.time()) - began) * 1e9)
+    depth <- length(sys.calls())
     if (length(batch) > 1L) {
       lines <- character()
-      depth <- length(sys.calls())
-      results <- tryCatch(withCallingHandlers({
+      answers <- tryCatch(withCallingHandlers({
         predict_batch <- model$batch
-        results <- predict_batch(vapply(batch, request_text, ""))
+        texts <- character(length(batch))
+        for (i in seq_along(batch)) texts[i] <- rawToChar(batch[[i]])
+        results <- predict_batch(.Internal(setEncoding(texts, "UTF-8")))
         if (!is.character(results) && !is.list(results) || length(results) != length(batch)) {
           stop("predict_batch returned ", length(results), " results for ", length(batch), " requests", call. = FALSE)
         }
-        results
+        answer_frames(ids, passed(), results)
       }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) {
         message("predict_batch failed; its requests go to predict one at a time:\n", explain(e, lines))
         NULL
       })
-      if (!is.null(results)) {
-        elapsed <- passed()
-        return(unlist(lapply(seq_along(ids), function(i) answer_frame(ids[[i]], elapsed, results[[i]]))))
-      }
+      if (!is.null(answers)) return(answers)
     }
     unlist(lapply(seq_along(ids), function(i) {
-      began <<- Sys.time()
+      began <<- .Internal(Sys.time())
       predict <- model$predict
-      lines <- character()
       depth <- length(sys.calls())
+      lines <- character()
       tryCatch(withCallingHandlers({
         result <- predict(request_text(batch[[i]]))
         answer_frame(ids[[i]], passed(), result)
@@ -553,7 +544,7 @@ local({
     send(report, FORKED, id, pid)
     close(control)
     close(report)
-    requests <- fifo(channel(number, ".in"), "rb", blocking = TRUE)
+    requests <- read_end(channel(number, ".in"))
     replies <- write_end(channel(number, ".out"))
     # R cannot duplicate a descriptor onto another, but what is opened takes the lowest that is free.
     parallel:::closeFD(1L)
@@ -575,7 +566,7 @@ local({
     base <- keep_worker_apart()
     send(replies, UP, id, pid, capabilities(model, !is.null(journal_path)))
     # R's own restart of this name would end it with the cleaning up that quit does.
-    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), base$setwd),
+    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), base$setwd, l10n_info()[["UTF-8"]]),
                  abort = function() parallel:::mcexit(70L))
     close(replies)
     parallel:::mcexit(0L)
@@ -615,12 +606,12 @@ local({
         kill_all()
         leave_with_group()
       }
-      kind <- readBin(order[5L], "integer", 1L, size = 1L)
-      id <- order[9:16]
-      number <- sprintf("%.0f", sum(as.integer(id) * 256^(0:7)))
+      kind <- as.integer(order[5L])
+      id <- readBin(order[9:16], "integer", 2L, endian = "little")
+      number <- sprintf("%.0f", sum(as.integer(order[9:16]) * 256^(0:7)))
       if (kind == FORK) {
         parallel:::mc.advance.stream()
-        slot <- readBin(order[17:20], "integer", endian = "little")
+        slot <- readBin(order[17:20], "integer", 1L, endian = "little")
         process <- parallel:::mcfork(TRUE)
         if (inherits(process, "masterProcess")) become_nurse(number, id, slot, model)
       } else if (kind == KILL) {
@@ -629,10 +620,13 @@ local({
     }
   }
 
+  # Compiled here, before the first fork: a function that is called once is not compiled by itself.
+  for (name in c("serve", "predict_many", "answer_frames")) assign(name, compiler::cmpfun(get(name)))
+
   speak_utf8()
   options(warn = 1L)
   c_functions <- libc()
-  control <- file(channel("control.in"), "reb", raw = TRUE, blocking = TRUE)
+  control <- read_end(channel("control.in"))
   report <- write_end(channel("control.out"))
   setwd(bundle)
   bundle <- getwd()

@@ -28,8 +28,11 @@ unit:
 	go test -race -timeout 20m $$(go list ./... | grep -v /tests/)
 	@# These run programs that go test's cache does not look at.
 	go test -race -count=1 -timeout 20m ./tests/...
-	@for model in examples/iris template/python3-predict/function; do \
+	@for model in examples/iris examples/ozone-python template/python3-predict/function; do \
 	  echo "== $$model"; (cd $$model && python3 -m unittest -q) || exit 1; \
+	  $(BIN)/fwatchdog check $$model || exit 1; done
+	@for model in examples/ozone template/r-predict/function; do \
+	  echo "== $$model"; (cd $$model && Rscript test_main.R) || exit 1; \
 	  $(BIN)/fwatchdog check $$model || exit 1; done
 
 lint: setup
@@ -42,8 +45,8 @@ lint: setup
 	@test -x $(TOOLS)/python/bin/ruff || { python3 -m venv $(TOOLS)/python && $(TOOLS)/python/bin/pip install -q ruff==$(RUFF); }
 	$(TOOLS)/python/bin/ruff check .
 	$(TOOLS)/python/bin/ruff format --check .
-	shellcheck .ci/run .ci/setup examples/run.sh
-	cd template/python3-predict && sha256sum --check --quiet starter.sha256
+	shellcheck .ci/run .ci/setup examples/run.sh template/r-predict/install-packages.sh
+	@for template in template/*; do (cd $$template && sha256sum --check --quiet starter.sha256) || exit 1; done
 
 bench: setup build ## the figures of docs/performance.md, one run
 	@mkdir -p .cache && go run ./tests/bench

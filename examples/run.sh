@@ -53,6 +53,17 @@ The same model for callers with a token only: 6.7,3.0,5.2,2.3 is $answer; withou
   curl -H "Authorization: Bearer \$token" -d '6.7,3.0,5.2,2.3' $gateway/function/iris-protected
 
 TEXT
+# One model in R and in Python, the one in R where R is.
+models=(ozone-python)
+if command -v Rscript >/dev/null; then
+  models+=(ozone)
+else
+  echo "R is not installed, so the example in R stays out: install r-base-core"
+fi
+for model in "${models[@]}"; do
+  bin/faas-predict deploy -f stack.yml --filter "$model" "${local[@]}"
+  echo "Ozone by $model: $(curl -fsS -d '190,7.4,67' "$gateway/function/$model") ppb"
+done
 [ -z "${RUN_ONCE:-}" ] || exit 0
 echo "Now digits, which needs packages of its own: its environment is made once."
 bin/faas-predict deploy -f stack.yml --filter digits "${local[@]}" ||

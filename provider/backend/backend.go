@@ -137,6 +137,7 @@ type Backend interface {
 // Model is a stored bundle that a function runs. It cannot be deleted until Release is called, once.
 type Model struct {
 	Name, Version string
+	Runtime       string // model.RuntimePython or model.RuntimeR; "" is Python
 	Dir           string // the bundle's directory, read-only
 	Release       func()
 }

@@ -55,6 +55,7 @@ type Config struct {
 	LogBufferBytes      int
 	UIDRange            UIDRange
 	Python              string // "" = python3 on PATH
+	Rscript             string // "" = Rscript on PATH
 	BehindGateway       bool
 	JWTAuth             bool   // functions want a token unless their annotation says otherwise
 	Authority           string // "" = the issuer in this process
@@ -154,6 +155,10 @@ var Settings = []Setting{
 	}},
 	{"python", "", "Python 3 that models without a requirements.txt run on and environments are made from. Default: python3 on PATH, or /usr/bin/python3 where a function's user may not run that.", func(c *Config, v string) error {
 		c.Python = v
+		return nil
+	}},
+	{"rscript", "", "Rscript that models in R run on. Default: Rscript on PATH, or /usr/bin/Rscript where a function's user may not run that.", func(c *Config, v string) error {
+		c.Rscript = v
 		return nil
 	}},
 	{"behind_gateway", "false", "true: /system/info answers in the form that an OpenFaaS gateway reads from its provider; false: in the form that clients read from a gateway.", func(c *Config, v string) (err error) {

@@ -239,7 +239,8 @@ func notPushed(image, name string) error {
 func (r *Registry) Pin(name, version string) (backend.Model, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, err := r.record(name, version); err != nil {
+	stored, err := r.record(name, version)
+	if err != nil {
 		return backend.Model{}, err
 	}
 	key := string(key(name, version))
@@ -251,7 +252,7 @@ func (r *Registry) Pin(name, version string) (backend.Model, error) {
 			delete(r.uses, key)
 		}
 	})
-	return backend.Model{Name: name, Version: version, Dir: r.path(name, version), Release: release}, nil
+	return backend.Model{Name: name, Version: version, Runtime: stored.Runtime, Dir: r.path(name, version), Release: release}, nil
 }
 
 // Delete removes a version, unless a function runs it: then it gives backend.ErrInUse.

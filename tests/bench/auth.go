@@ -116,7 +116,7 @@ func (b *bench) auth() error {
 		return fmt.Errorf("get a token: %w", err)
 	}
 	bearing := func(t string) string {
-		return post + "wrk.headers['Authorization']='Bearer " + strings.TrimSpace(t) + "'\n"
+		return posting(request) + "wrk.headers['Authorization']='Bearer " + strings.TrimSpace(t) + "'\n"
 	}
 	rotated := fmt.Sprintf(rotation, list)
 	open, guarded := "http://127.0.0.1:29500/", "http://127.0.0.1:29510/"
@@ -126,19 +126,19 @@ func (b *bench) auth() error {
 		againstURL, plain string
 		least             float64
 	}{
-		{what: "with one token, checked, against none", url: guarded, script: bearing(tokens[0]), againstURL: open, plain: post, least: 0.97},
+		{what: "with one token, checked, against none", url: guarded, script: bearing(tokens[0]), againstURL: open, plain: posting(request), least: 0.97},
 		{what: "1,000 tokens in rotation, checked, against unchecked", url: guarded, script: rotated, againstURL: open, plain: rotated, least: 0.95},
 		{what: "a protected function through the provider, against an open one", url: gateway + "/function/iris-protected", script: bearing(string(issued)),
-			againstURL: gateway + "/function/iris", plain: post, least: 0.97},
+			againstURL: gateway + "/function/iris", plain: posting(request), least: 0.97},
 	}
 	for _, c := range comparisons {
 		var rates, unchecked []float64
 		for range 2*rounds + 1 { // the differences are small
-			without, err := b.wrkWith(c.plain, c.againstURL)
+			without, err := b.wrk(c.plain, c.againstURL)
 			if err != nil {
 				return err
 			}
-			rate, err := b.wrkWith(c.script, c.url)
+			rate, err := b.wrk(c.script, c.url)
 			if err != nil {
 				return err
 			}
@@ -153,7 +153,7 @@ func (b *bench) auth() error {
 		"'\nwrk.headers['Content-Type']='application/x-www-form-urlencoded'\n"
 	var rates []float64
 	for range rounds {
-		rate, err := b.wrkWith(form, gateway+"/oauth/token")
+		rate, err := b.wrk(form, gateway+"/oauth/token")
 		if err != nil {
 			return err
 		}

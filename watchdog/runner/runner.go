@@ -32,6 +32,9 @@ import (
 //go:embed python3.py
 var python3 []byte
 
+//go:embed r.R
+var r []byte
+
 // MaxWorkers is how many workers may live at once: each has a slot of the journal.
 const MaxWorkers = 256
 
@@ -47,8 +50,12 @@ var programs = map[string]struct {
 	source      []byte
 	file        string
 	interpreter string
+	// ownTemp: the interpreter makes a temporary folder that it does not remove when it is killed, so
+	// it gets the runner's, which goes in any case.
+	ownTemp bool
 }{
 	model.RuntimePython: {source: python3, file: "python3.py", interpreter: "python3"},
+	model.RuntimeR:      {source: r, file: "r.R", interpreter: "Rscript", ownTemp: true},
 }
 
 // Config says what to start.
@@ -108,14 +115,14 @@ func Start(ctx context.Context, cfg Config) (*Zygote, error) {
 		return nil, err
 	}
 	z := &Zygote{cfg: cfg, folder: folder, dir: folder.Path, done: make(chan struct{}), exit: make(chan error, 1), workers: map[uint64]*Worker{}}
-	if err := z.start(ctx, interpreter, program.file, program.source); err != nil {
+	if err := z.start(ctx, interpreter, program.file, program.source, program.ownTemp); err != nil {
 		z.Close()
 		return nil, err
 	}
 	return z, nil
 }
 
-func (z *Zygote) start(ctx context.Context, interpreter, file string, source []byte) error {
+func (z *Zygote) start(ctx context.Context, interpreter, file string, source []byte, ownTemp bool) error {
 	script := filepath.Join(z.dir, file)
 	if err := os.WriteFile(script, source, 0o600); err != nil {
 		return fmt.Errorf("write the runner: %w", err)
@@ -138,6 +145,9 @@ func (z *Zygote) start(ctx context.Context, interpreter, file string, source []b
 	defer hold.Close()
 
 	z.cmd = exec.Command(interpreter, script, z.cfg.Bundle.Dir, z.cfg.Bundle.Entry, z.cfg.StartMethod, z.dir, "3")
+	if ownTemp {
+		z.cmd.Env = append(os.Environ(), "TMPDIR="+z.dir)
+	}
 	z.cmd.ExtraFiles = []*os.File{z.journal.file}
 	z.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	stdout := newLineWriter(func(line []byte) { z.cfg.Log("stdout", 0, line) }, z.cfg.LogBuffer)
@@ -153,6 +163,7 @@ func (z *Zygote) start(ctx context.Context, interpreter, file string, source []b
 		err := z.cmd.Start()
 		started <- err
 		if err == nil {
+			z.killRest()
 			err = z.cmd.Wait()
 			stdout.Flush()
 			stderr.Flush()
@@ -232,7 +243,11 @@ func (z *Zygote) readReports(frames *frameReader) {
 		z.mu.Lock()
 		w := z.workers[h.ID]
 		z.mu.Unlock()
-		if w != nil && h.Kind == wire.Exited {
+		switch {
+		case w == nil:
+		case h.Kind == wire.Forked:
+			w.group.Store(int64(h.Elapsed))
+		case h.Kind == wire.Exited:
 			z.forget(w, int(h.Elapsed))
 		}
 	}
@@ -244,8 +259,8 @@ func (z *Zygote) readReports(frames *frameReader) {
 	}
 	z.mu.Unlock()
 	for _, w := range orphans {
-		if w.Pid() != 0 {
-			_ = unix.Kill(-w.Pid(), unix.SIGKILL)
+		if group := int(w.group.Load()); group != 0 {
+			_ = unix.Kill(-group, unix.SIGKILL)
 		}
 		z.forget(w, 128+int(unix.SIGKILL))
 	}
@@ -335,6 +350,16 @@ func (z *Zygote) Fork(ctx context.Context) (*Worker, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// killRest blocks until the runner is gone, and kills what it leaves in its group while its number
+// cannot mean another: processes that init started, and those of a runner that is several itself.
+func (z *Zygote) killRest() {
+	pid := z.cmd.Process.Pid
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+		continue
+	}
+	_ = unix.Kill(-pid, unix.SIGKILL)
 }
 
 func (z *Zygote) kill() {

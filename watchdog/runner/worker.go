@@ -33,6 +33,7 @@ type Worker struct {
 	zygote  *Zygote
 	slot    int
 	pid     atomic.Int64 // 0 until it is up
+	group   atomic.Int64 // the process group it leads; 0 until FORKED
 	in      *os.File
 	out     *os.File
 	to      *nonblock.File // writes to in
@@ -155,6 +156,7 @@ func (w *Worker) awaitUp(ctx context.Context) error {
 	}
 	w.Batch = caps.Batch
 	w.pid.Store(int64(h.Elapsed))
+	w.group.Store(int64(h.Elapsed))
 	if !caps.Journal {
 		w.Journal = nil
 	}

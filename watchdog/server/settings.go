@@ -59,7 +59,7 @@ var Variables = []Setting{
 	{"model_path", "/home/app/function", "bundle to serve: a directory or a zip", str(func(s *Settings) *string { return &s.ModelPath })},
 	{"workers", "number of cores", "workers to keep; a pushed model's replicas on the process backend", whole(func(s *Settings) *int { return &s.Workers }, 1, runner.MaxWorkers)},
 	{"start_method", "the bundle's", "fork or spawn; overrides model.yml", oneOf(func(s *Settings) *string { return &s.StartMethod }, "", model.StartFork, model.StartSpawn)},
-	{"interpreter", "python3", "program that runs the model", str(func(s *Settings) *string { return &s.Interpreter })},
+	{"interpreter", "python3 or Rscript", "program that runs the model; the default is the runtime's", str(func(s *Settings) *string { return &s.Interpreter })},
 	{"init_timeout", "5m", "bound on init", duration(func(s *Settings) *time.Duration { return &s.InitTimeout })},
 	{"exec_timeout", "30s", "bound on one prediction, waiting included; X-Timeout may shorten it; 0 is none", duration(func(s *Settings) *time.Duration { return &s.ExecTimeout })},
 	{"read_timeout", "30s", "bound on reading a request", duration(func(s *Settings) *time.Duration { return &s.ReadTimeout })},

@@ -20,6 +20,7 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/traffic"
+	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
 // OpenFaaS's labels for the least and the largest number of replicas.
@@ -159,7 +160,13 @@ func (b *Backend) scaleLabel(spec *types.FunctionDeployment, label string, witho
 // plan turns a checked deployment into a launch. It may build a Python environment.
 func (b *Backend) plan(ctx context.Context, d deployed, m backend.Model, id identity, log *journal) (*launch, error) {
 	spec := d.Spec
-	interpreter, err := b.environments.prepare(ctx, m.Dir, func(text string) { log.add(spec.Service, "build: "+text) })
+	var interpreter string
+	var err error
+	if m.Runtime == model.RuntimeR {
+		interpreter, err = b.rscript.prepare(ctx, m.Dir)
+	} else {
+		interpreter, err = b.environments.prepare(ctx, m.Dir, func(text string) { log.add(spec.Service, "build: "+text) })
+	}
 	if err != nil {
 		return nil, err
 	}

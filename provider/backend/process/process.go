@@ -37,6 +37,7 @@ type Backend struct {
 	runDir       string
 	fwatchdog    string
 	environments *environments
+	rscript      rscript
 	cgroups      *cgroups
 	launcher     *launcher
 	alive        context.Context // ends with Close; deployments outlive the request that asked for them
@@ -136,6 +137,7 @@ func (b *Backend) prepareDirs(ctx context.Context) error {
 	}
 	slog.Info("models run on", "python", py.path, "version", py.version)
 	b.environments = &environments{dir: envs, python: py, id: id}
+	b.rscript = rscript{wanted: b.config.Rscript, id: id}
 	return nil
 }
 

@@ -1,0 +1,661 @@
+# The R runner: runs a bundle's main.R, its init() once, and forks workers that call predict().
+#
+# It speaks docs/runner-protocol.md with the watchdog that started it, with what comes with R and nothing
+# else. R has no setpgid, waitpid, prctl or poll, and that shapes the processes:
+#
+#   keeper    what the watchdog started. It runs init, since the kernel ends it with the watchdog, and from
+#             then on only waits for the zygote.
+#   zygote    the keeper's fork after init. The kernel no longer ends it, so its channel can tell it to end
+#             the workers first.
+#   nurse     one a worker, forked by the zygote: it forks the worker and waits for it, which is the only
+#             way to learn how it ended.
+#   worker    calls predict. It leads a session, and with it a process group, of its own.
+#
+# Everything stands in an environment below base, so that neither the model nor a package can replace what
+# the runner calls, and the global environment is the model's alone.
+#
+# Arguments: BUNDLE ENTRY START_METHOD CHANNELS JOURNAL_FD
+
+local({
+  WIRE_VERSION <- 1L
+  HEADER <- 24L
+  FORK <- 1L; KILL <- 2L
+  HELLO <- 16L; READY <- 17L; INIT_FAILED <- 18L; FORKED <- 19L; EXITED <- 20L
+  UP <- 48L; RESPONSE <- 49L; RAISED <- 50L; NOT_STRING <- 51L; SKIPPED <- 52L
+
+  # The journal: one slot of SLOT bytes a worker, its words first, its answers from AREA on.
+  SLOT <- 131072L
+  AREA <- 64L
+
+  # Calls in a traceback: of an endless recursion those at both ends.
+  TRACEBACK <- 60
+
+  swap <- .Platform$endian == "big"
+  sigkill <- 9L
+
+  # C functions without arguments, or with one pointer, can be called from R; these are all it takes.
+  libc <- function() {
+    mapped <- readLines("/proc/self/maps")
+    path <- sub("^[^/]*", "", grep("/libc[.-][^/]*$|/ld-musl[^/]*$", mapped, value = TRUE))
+    dll <- dyn.load(path[1L])
+    lapply(c(fork = "fork", setsid = "setsid", wait = "wait"),
+           function(name) getNativeSymbolInfo(name, dll)$address)
+  }
+
+  # mckill passes on negative numbers, which mean a group; tools::pskill does not.
+  signal <- function(pid, number) {
+    process <- structure(list(pid = as.integer(pid)), class = "process")
+    tryCatch(isTRUE(parallel:::mckill(process, number)), error = function(e) FALSE)
+  }
+
+  alive <- function(pid) signal(pid, 0L)
+
+  # Whatever locale the watchdog runs in, requests are UTF-8 and so is what the model prints.
+  speak_utf8 <- function() {
+    for (name in c("C.UTF-8", "C.utf8", "en_US.UTF-8", "")) {
+      if (l10n_info()[["UTF-8"]]) break
+      suppressWarnings(Sys.setlocale("LC_CTYPE", name))
+    }
+  }
+
+  utf8 <- function(text) {
+    bytes <- tryCatch(enc2utf8(text), error = function(e) text)
+    if (!validUTF8(bytes)) bytes <- iconv(text, "latin1", "UTF-8", sub = "byte")
+    bytes
+  }
+
+  # Ends that a program which the model executes does not inherit: e is O_CLOEXEC. They have a buffer of C's:
+  # a read returns when it has what it is for, and asks the kernel only when the buffer is empty.
+  read_end <- function(path) file(path, "reb", raw = TRUE, blocking = TRUE)
+  write_end <- function(path) file(path, "web", raw = TRUE, blocking = TRUE)
+
+  int32 <- function(number) if (number >= 2147483648) as.integer(number - 4294967296) else as.integer(number)
+
+  word <- function(number) c(int32(number %% 4294967296), as.integer(number %/% 4294967296))
+
+  # An id is its two halves, the low one first.
+  frame <- function(kind, id, elapsed, payload) {
+    c(writeBin(c(length(payload), kind, id, word(elapsed)), raw(), endian = "little"), payload)
+  }
+
+  # On a channel that several processes write to, one write is one frame: all of these are short.
+  send <- function(channel, kind, id = c(0L, 0L), elapsed = 0, payload = raw()) {
+    writeBin(frame(kind, id, elapsed, payload), channel)
+    flush(channel)
+  }
+
+  # The calls between the runner's own and the one that raised, innermost first, as traceback() shows
+  # them. depth is that of the function which called withCallingHandlers.
+  show_calls <- function(calls, depth) {
+    heads <- vapply(calls, function(call) {
+      head <- if (is.call(call)) call[[1L]]
+      if (is.name(head)) as.character(head) else if (is.function(head)) "h" else "" # h: a handler's call
+    }, "")
+    own <- match(TRUE, heads == "withCallingHandlers" & seq_along(calls) > depth, nomatch = depth)
+    while (own < length(calls) && (heads[own + 1L] == "load_model" || # and what it evaluates by
+             heads[own + 1L] == "eval" && identical(calls[[own + 1L]], quote(eval(expression, globalenv()))))) {
+      own <- own + 1L
+    }
+    calls <- calls[seq_along(calls) > own]
+    heads <- heads[seq_along(heads) > own]
+    ours <- heads %in% c(".handleSimpleError", "h", "note") | (heads == "signalCondition")
+    calls <- calls[seq_along(calls) < min(which(ours), length(calls) + 1L)]
+    if (!length(calls)) return(character())
+    skipped <- max(0L, length(calls) - TRACEBACK)
+    calls <- calls[c(seq_len(min(length(calls), TRACEBACK / 2)), if (length(calls) > TRACEBACK / 2)
+      (max(TRACEBACK / 2, length(calls) - TRACEBACK / 2) + 1):length(calls))]
+    lines <- vapply(seq_along(calls), function(i) {
+      text <- paste(deparse(calls[[i]], nlines = 2L), collapse = " ")
+      if (nchar(text) > 120L) text <- paste0(substr(text, 1L, 117L), "...")
+      at <- attr(calls[[i]], "srcref")
+      if (!is.null(at)) {
+        text <- paste0(text, " at ", basename(attr(at, "srcfile")$filename), "#", at[1L])
+      }
+      paste0(if (i > TRACEBACK / 2) i + skipped else i, ": ", text)
+    }, "")
+    rev(lines)
+  }
+
+  message_of <- function(condition) {
+    text <- tryCatch(paste(conditionMessage(condition), collapse = "\n"),
+                     error = function(e) "(its message could not be read)")
+    utf8(text)
+  }
+
+  # What Rscript prints of an error, and below it where it came from.
+  explain <- function(condition, lines) {
+    call <- tryCatch(conditionCall(condition), error = function(e) NULL)
+    where <- if (!is.null(call)) paste0(" in ", paste(deparse(call, nlines = 1L), collapse = " "), " :")
+    paste(c(paste0("Error", if (is.null(where)) ":" else where, " ", message_of(condition)),
+            "Traceback (innermost first):", if (length(lines)) lines else "(none is known)"), collapse = "\n")
+  }
+
+  # The payload of RAISED: type, message and traceback, separated by NUL.
+  describe <- function(condition, lines) {
+    c(charToRaw(utf8(class(condition)[1L])), as.raw(0L), charToRaw(message_of(condition)), as.raw(0L),
+      charToRaw(utf8(explain(condition, lines))))
+  }
+
+  # What predict returned, in words; NULL when it is a string.
+  unfit <- function(result) {
+    if (is.null(result)) return("NULL")
+    if (!is.character(result)) {
+      return(paste0(class(result)[1L], " of length ", length(result)))
+    }
+    if (length(result) != 1L) return(paste("a character vector of length", length(result)))
+    if (is.na(result)) return("NA")
+    marked <- Encoding(result)
+    if (marked == "bytes" || marked != "latin1" && !validUTF8(result)) return("a string that has no UTF-8")
+    NULL
+  }
+
+  request_text <- function(bytes) {
+    if (length(bytes) > 0L && any(bytes == as.raw(0L))) {
+      stop("the request holds a NUL byte, which a string in R cannot", call. = FALSE)
+    }
+    text <- rawToChar(bytes)
+    Encoding(text) <- "UTF-8"
+    text
+  }
+
+  # Functions of base that would end or unsettle more than the worker.
+  moved <- FALSE
+  replace_base <- function(name, with) {
+    base <- baseenv()
+    unlockBinding(name, base)
+    assign(name, with, envir = base)
+    lockBinding(name, base)
+  }
+  keep_worker_apart <- function() {
+    # R's own quit removes the temporary folder that all workers share.
+    leave <- function(save = "default", status = 0, runLast = TRUE) parallel:::mcexit(as.integer(status))
+    replace_base("quit", leave)
+    replace_base("q", leave)
+    real_setwd <- setwd
+    replace_base("setwd", function(dir) {
+      moved <<- TRUE
+      real_setwd(dir)
+    })
+    # Ours are connections too.
+    ours <- as.integer(rownames(showConnections()))
+    replace_base("closeAllConnections", function() {
+      while (sink.number() > 0L) sink()
+      for (n in setdiff(as.integer(rownames(showConnections())), ours)) close(getConnection(n))
+      invisible()
+    })
+    list(setwd = real_setwd)
+  }
+
+  # Loads the bundle. Its predict becomes the method of stats::predict for strings and is no variable any
+  # more: so predict(fit, newdata) means what it means everywhere in R, and predict("a request") still
+  # asks the model.
+  load_model <- function(entry) {
+    for (expression in parse(entry, keep.source = TRUE, encoding = "UTF-8")) eval(expression, globalenv())
+    defines <- function(name) exists(name, globalenv(), mode = "function", inherits = FALSE)
+    if (!defines("predict")) stop(entry, " does not define predict(request)", call. = FALSE)
+    predict <- get("predict", globalenv(), mode = "function", inherits = FALSE)
+    rm("predict", envir = globalenv())
+    registerS3method("predict", "character", predict, envir = asNamespace("stats"))
+    if (defines("init")) {
+      init <- get("init", globalenv(), mode = "function", inherits = FALSE)
+      init()
+    }
+    # Compiled here once, and not in each worker when it gets to it.
+    for (name in ls(globalenv(), all.names = TRUE)) {
+      value <- get(name, globalenv())
+      if (typeof(value) == "closure" && identical(environment(value), globalenv()) &&
+            !bindingIsLocked(name, globalenv()) && !bindingIsActive(name, globalenv())) {
+        try(assign(name, compiler::cmpfun(value), envir = globalenv()), silent = TRUE)
+      }
+    }
+    batch <- if (defines("predict_batch")) get("predict_batch", globalenv(), mode = "function", inherits = FALSE)
+    list(predict = tryCatch(compiler::cmpfun(predict), error = function(e) predict), batch = batch)
+  }
+
+  # load_model, or the text that says why not.
+  try_model <- function(entry) {
+    lines <- character()
+    depth <- length(sys.calls())
+    tryCatch(
+      withCallingHandlers(load_model(entry), error = function(e) lines <<- show_calls(sys.calls(), depth)),
+      error = function(e) utf8(explain(e, lines)))
+  }
+
+  capabilities <- function(model, journal) {
+    charToRaw(sprintf('{"batch": %s, "journal": %s}', tolower(!is.null(model$batch)), tolower(journal)))
+  }
+
+  # The journal as memory: R maps a file as a vector, which assignment changes in place while nothing else
+  # refers to it. Whether it does is tried, since it is no promise of R's.
+  maps_memory <- function(path, slot) {
+    tryCatch({
+      words <- .Internal(mmap_file(path, "double", TRUE, TRUE, FALSE))
+      ints <- .Internal(mmap_file(path, "integer", TRUE, TRUE, FALSE))
+      at <- slot * (SLOT %/% 8L) + 7L # a word of the slot that means nothing
+      ints[2L * at + 1L] <- 81985529L
+      ints[2L * at + 2L] <- 7L
+      words[at + 1L] <- words[at + 1L]
+      seen <- readBin(writeBin(words[at + 1L], raw()), "integer", 2L)
+      words[at + 1L] <- 0
+      identical(seen, c(81985529L, 7L)) && ints[2L * at + 1L] == 0L && length(words) >= (slot + 1L) * (SLOT %/% 8L)
+    }, error = function(e) FALSE)
+  }
+
+  # The hot path. Every call in it that is not needed shows: .Internal is what the function of the same name
+  # calls, less its checks. Answers to requests with HOLD stay in the journal until one without it.
+  serve <- function(model, requests, replies, journal_path, slot, home, go, utf8_locale) {
+    force(home) # before predict goes elsewhere
+    journal <- !is.null(journal_path)
+    if (journal) {
+      # Mapped here, where nothing else can refer to the vectors.
+      words <- .Internal(mmap_file(journal_path, "double", TRUE, TRUE, FALSE))
+      ints <- .Internal(mmap_file(journal_path, "integer", TRUE, TRUE, FALSE))
+    }
+    claimed <- slot * (SLOT %/% 8L) + 3L
+    low <- slot * (SLOT %/% 4L)
+    generation <- low + 1L
+    committed <- low + 3L
+    claimed_low <- low + 5L
+    revoked <- low + 7L
+    area <- low + AREA %/% 4L
+    room <- SLOT - AREA
+
+    predict <- model$predict
+    no_bytes <- raw()
+    filler <- raw(3L)
+    position <- 0L # of the first free byte in the area
+    tail <- no_bytes # the area's bytes behind its last whole integer
+    began <- ended <- .Internal(Sys.time())
+    ids <- list()
+    batch <- list()
+    lines <- character()
+    high <- -1L # half of the last id
+    bytes <- no_bytes
+    payload <- no_bytes
+    kind <- 0L
+    IDLE <- 0L; PREDICT <- 1L; CHECK <- 2L; ANSWER <- 3L
+    state <- IDLE
+    depth <- length(sys.calls())
+
+    repeat {
+      failure <- tryCatch(withCallingHandlers({
+        repeat {
+          if (state == IDLE) {
+            # Length, kind and flags, both halves of the id, elapsed.
+            head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
+            if (length(head) < 6L) return(invisible())
+            began <- .Internal(Sys.time())
+            id <- head[3:4]
+            flags <- (head[2L] %/% 256L) %% 256L
+            bytes <- no_bytes
+            if (head[1L] > 0L) {
+              bytes <- .Internal(readBin(requests, "raw", head[1L], NA_integer_, TRUE, FALSE))
+              if (length(bytes) < head[1L]) return(invisible())
+            }
+            if (journal) {
+              # Claim, then look for a revocation. An id is written whole: the half alone when the other stays.
+              if (id[2L] == high && !is.na(high)) {
+                ints[claimed_low] <- id[1L]
+              } else {
+                words[claimed] <- as_word(id)
+                high <- id[2L]
+              }
+              if (ints[revoked + 1L] != -1L && below(ints[revoked], ints[revoked + 1L], id)) {
+                kind <- SKIPPED
+                payload <- no_bytes
+                ended <- began
+                state <- ANSWER
+                next
+              }
+            }
+            if (flags %% 2L == 1L || length(batch)) {
+              ids[[length(ids) + 1L]] <- id
+              batch[[length(batch) + 1L]] <- bytes
+              if (journal) {
+                words[claimed] <- as_word(ids[[1L]])
+                high <- -1L
+              }
+              if (flags %% 2L == 0L) {
+                # A batch is answered by itself: nothing of it can lie in the area.
+                answers <- predict_many(model, ids, batch)
+                .Internal(writeBin(answers, replies, NA_integer_, FALSE, FALSE))
+                .Internal(flush(replies))
+                ids <- list()
+                batch <- list()
+                if (moved) {
+                  moved <<- FALSE
+                  go(home)
+                }
+              }
+              next
+            }
+            state <- PREDICT
+            request <- .Internal(rawToChar(bytes, FALSE))
+            if (!utf8_locale) request <- .Internal(setEncoding(request, "UTF-8"))
+            result <- predict(request)
+            ended <- .Internal(Sys.time())
+            state <- CHECK
+            if (is.character(result) && length(result) == 1L && !is.na(result)) {
+              # enc2utf8 makes something of bytes that are no UTF-8, so it gets only what it is for.
+              marked <- .Internal(Encoding(result))
+              if (marked == "latin1") result <- enc2utf8(result)
+              if (.Internal(validUTF8(result)) && marked != "bytes") {
+                kind <- RESPONSE
+                payload <- .Internal(charToRaw(result))
+              } else {
+                kind <- NOT_STRING
+                payload <- charToRaw("a string that has no UTF-8")
+              }
+            } else {
+              kind <- NOT_STRING
+              payload <- charToRaw(unfit(result))
+            }
+            state <- ANSWER
+          }
+
+          if (moved) {
+            moved <<- FALSE
+            go(home)
+          }
+          elapsed <- (ended - began) * 1e9
+          size <- length(payload)
+          head <- .Internal(writeBin(
+            c(size, kind, id, if (elapsed < 2147483648) c(max(1L, as.integer(elapsed)), 0L) else word(elapsed)),
+            no_bytes, NA_integer_, swap, FALSE))
+          size <- size + HEADER
+          if (journal && flags >= 2L && position + size <= room) {
+            # Into the journal, which takes integers: with the last bytes that did not fill one.
+            spare <- length(tail)
+            start <- area + (position - spare) %/% 4L
+            size <- size + spare
+            count <- (size + 3L) %/% 4L
+            answer <- c(tail, head, payload, filler)
+            ints[(start + 1L):(start + count)] <-
+              .Internal(readBin(answer, "integer", count, NA_integer_, TRUE, FALSE))
+            tail <- if (size %% 4L) answer[(size - size %% 4L + 1L):size] else no_bytes
+            position <- position + size - spare
+            ints[committed] <- position
+          } else {
+            if (position >= 4L) {
+              .Internal(writeBin(ints[(area + 1L):(area + position %/% 4L)], replies, NA_integer_, FALSE, FALSE))
+            }
+            .Internal(writeBin(c(tail, head, payload), replies, NA_integer_, FALSE, FALSE))
+            .Internal(flush(replies))
+            if (position) {
+              ints[generation] <- if (ints[generation] == .Machine$integer.max) 0L else ints[generation] + 1L
+              ints[committed] <- 0L
+              position <- 0L
+              tail <- no_bytes
+            }
+          }
+          state <- IDLE
+        }
+      }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) e)
+
+      # Only a failure leads here, and what was said of it is the answer.
+      ended <- .Internal(Sys.time())
+      if (state == PREDICT) {
+        kind <- RAISED
+        if (any(bytes == as.raw(0L)) && grepl("nul", conditionMessage(failure))) {
+          failure <- simpleError("the request holds a NUL byte, which a string in R cannot")
+        }
+        payload <- describe(failure, lines)
+        lines <- character()
+      } else if (state == CHECK) {
+        kind <- NOT_STRING
+        payload <- charToRaw("a string that has no UTF-8")
+      } else {
+        message("the runner failed: ", explain(failure, lines))
+        parallel:::mcexit(70L)
+      }
+      state <- ANSWER
+    }
+  }
+
+  # An id's two halves as the double that has their bytes.
+  as_word <- function(id) readBin(writeBin(id, raw(), endian = .Platform$endian), "double", 1L)
+
+  # Whether a request with this id is not below the revoked one, whose halves are given.
+  below <- function(revoked_low, revoked_high, id) {
+    unsigned <- function(x) if (is.na(x)) 2147483648 else if (x < 0) x + 4294967296 else x
+    high <- unsigned(id[2L])
+    limit <- unsigned(revoked_high)
+    high > limit || (high == limit && unsigned(id[1L]) >= unsigned(revoked_low))
+  }
+
+  answer_frame <- function(id, elapsed, result) {
+    why <- unfit(result)
+    if (is.null(why)) frame(RESPONSE, id, elapsed, charToRaw(enc2utf8(result)))
+    else frame(NOT_STRING, id, elapsed, charToRaw(why))
+  }
+
+  # The frames of a batch's answers, one behind the other; those of strings without further ado.
+  answer_frames <- function(ids, elapsed, results) {
+    count <- length(ids)
+    if (!is.character(results) || anyNA(results) || !all(.Internal(validUTF8(results))) ||
+          any(.Internal(Encoding(results)) %in% c("latin1", "bytes"))) {
+      return(unlist(lapply(seq_len(count), function(i) answer_frame(ids[[i]], elapsed, results[[i]]))))
+    }
+    took <- word(elapsed)
+    heads <- .Internal(writeBin(as.vector(rbind(nchar(results, "bytes"), RESPONSE, matrix(unlist(ids), nrow = 2L), took[1L], took[2L])),
+                                raw(), NA_integer_, swap, FALSE))
+    frames <- vector("list", count)
+    for (i in seq_len(count)) {
+      frames[[i]] <- c(heads[(HEADER * i - HEADER + 1L):(HEADER * i)], .Internal(charToRaw(results[i])))
+    }
+    unlist(frames)
+  }
+
+  # The answers of a batch. One that fails is asked one by one: a bad request must not fail its neighbours.
+  predict_many <- function(model, ids, batch) {
+    began <- .Internal(Sys.time())
+    passed <- function() max(1, (.Internal(Sys.time()) - began) * 1e9)
+    depth <- length(sys.calls())
+    if (length(batch) > 1L) {
+      lines <- character()
+      answers <- tryCatch(withCallingHandlers({
+        predict_batch <- model$batch
+        texts <- character(length(batch))
+        for (i in seq_along(batch)) texts[i] <- rawToChar(batch[[i]])
+        results <- predict_batch(.Internal(setEncoding(texts, "UTF-8")))
+        if (!is.character(results) && !is.list(results) || length(results) != length(batch)) {
+          stop("predict_batch returned ", length(results), " results for ", length(batch), " requests", call. = FALSE)
+        }
+        answer_frames(ids, passed(), results)
+      }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) {
+        message("predict_batch failed; its requests go to predict one at a time:\n", explain(e, lines))
+        NULL
+      })
+      if (!is.null(answers)) return(answers)
+    }
+    unlist(lapply(seq_along(ids), function(i) {
+      began <<- .Internal(Sys.time())
+      predict <- model$predict
+      depth <- length(sys.calls())
+      lines <- character()
+      tryCatch(withCallingHandlers({
+        result <- predict(request_text(batch[[i]]))
+        answer_frame(ids[[i]], passed(), result)
+      }, error = function(e) lines <<- show_calls(sys.calls(), depth)),
+      error = function(e) frame(RAISED, ids[[i]], passed(), describe(e, lines)))
+    }))
+  }
+
+  # When memory runs out, the kernel takes a worker, which costs one request, before the rest.
+  offer_to_oom_killer <- function() {
+    suppressWarnings(try({
+      score <- as.integer(readLines("/proc/self/oom_score_adj"))
+      cat(min(score + 500L, 1000L), file = "/proc/self/oom_score_adj")
+    }, silent = TRUE))
+  }
+
+  arguments <- commandArgs(trailingOnly = TRUE)
+  bundle <- arguments[1L]
+  entry <- arguments[2L]
+  under_fork <- arguments[3L] == "fork"
+  channels <- arguments[4L]
+  journal_fd <- as.integer(arguments[5L])
+
+  channel <- function(...) file.path(channels, paste0(...))
+
+  # A worker's group, by its number. The folder is the only table of workers: nurses come and go without
+  # the zygote.
+  pid_file <- function(number) channel(number, ".pid")
+  pid_of <- function(path) {
+    pid <- suppressWarnings(tryCatch(as.integer(readLines(path)), error = function(e) integer()))
+    if (length(pid) == 1L && !is.na(pid)) pid
+  }
+  kill_worker <- function(pid) {
+    # The group, and the process for the moment before it leads one.
+    signal(pid, sigkill)
+    signal(-pid, sigkill)
+  }
+  kill_all <- function() {
+    for (path in list.files(channels, "\\.pid$", full.names = TRUE)) {
+      pid <- pid_of(path)
+      if (!is.null(pid)) kill_worker(pid)
+    }
+  }
+  leave_with_group <- function() {
+    signal(0L, sigkill) # the keeper leads it; zygote, nurses and what init started are in it
+    Sys.sleep(1)
+  }
+
+  # The process that ends what init started, should the watchdog end before init returned. The kernel
+  # then ends the keeper, but no child of it.
+  guard_init <- function() {
+    keeper <- Sys.getpid()
+    guard <- parallel:::mcfork(TRUE)
+    if (!inherits(guard, "masterProcess")) return(guard$pid)
+    close(control)
+    close(report)
+    repeat {
+      parent <- strsplit(sub("^.*[)] ", "", readLines("/proc/self/stat")), " ")[[1L]][2L]
+      if (as.integer(parent) != keeper) leave_with_group()
+      Sys.sleep(0.1)
+    }
+  }
+
+  become_worker <- function(number, id, slot, model) {
+    pid <- Sys.getpid()
+    cat(pid, "\n", sep = "", file = channel(number, ".starting"))
+    file.rename(channel(number, ".starting"), pid_file(number))
+    .C(c_functions$setsid)
+    send(report, FORKED, id, pid)
+    close(control)
+    close(report)
+    requests <- read_end(channel(number, ".in"))
+    replies <- write_end(channel(number, ".out"))
+    # R cannot duplicate a descriptor onto another, but what is opened takes the lowest that is free.
+    parallel:::closeFD(1L)
+    logs <- list(fifo(channel(number, ".stdout"), "wb", blocking = TRUE))
+    parallel:::closeFD(2L)
+    logs[[2L]] <- fifo(channel(number, ".stderr"), "wb", blocking = TRUE)
+    offer_to_oom_killer()
+    compiler::enableJIT(3L) # which mcfork turned off
+    parallel:::mc.set.stream()
+    if (is.null(model)) {
+      model <- try_model(entry)
+      if (is.character(model)) {
+        send(replies, INIT_FAILED, id, 0, charToRaw(model))
+        parallel:::mcexit(1L)
+      }
+    }
+    journal_path <- paste0("/proc/self/fd/", journal_fd)
+    if (!maps_memory(journal_path, slot)) journal_path <- NULL
+    base <- keep_worker_apart()
+    send(replies, UP, id, pid, capabilities(model, !is.null(journal_path)))
+    # R's own restart of this name would end it with the cleaning up that quit does.
+    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), base$setwd, l10n_info()[["UTF-8"]]),
+                 abort = function() parallel:::mcexit(70L))
+    close(replies)
+    parallel:::mcexit(0L)
+  }
+
+  # The nurse never returns. It cannot see what fork returned, only which of the two it is.
+  become_nurse <- function(number, id, slot, model) {
+    nurse <- Sys.getpid()
+    .C(c_functions$fork)
+    if (Sys.getpid() != nurse) become_worker(number, id, slot, model)
+    status <- .C(c_functions$wait, status = -1L)$status
+    code <- if (status < 0L) 70L else if (status %% 128L) 128L + status %% 128L else (status %/% 256L) %% 256L
+    pid <- pid_of(pid_file(number))
+    if (!is.null(pid)) signal(-pid, sigkill)
+    unlink(pid_file(number))
+    send(report, EXITED, id, code)
+    parallel:::mcexit(0L)
+  }
+
+  # An order to kill may overtake the worker that it is for.
+  kill_number <- function(number) {
+    for (attempt in 1:200) {
+      pid <- pid_of(pid_file(number))
+      if (!is.null(pid)) return(kill_worker(pid))
+      if (!file.exists(channel(number, ".in"))) return()
+      Sys.sleep(0.005)
+    }
+  }
+
+  be_zygote <- function(model) {
+    compiler::enableJIT(3L)
+    send(report, READY, payload = capabilities(model, TRUE))
+    repeat {
+      order <- readBin(control, "raw", HEADER)
+      if (length(order) < HEADER) {
+        # The watchdog is gone: nothing may outlive it.
+        kill_all()
+        leave_with_group()
+      }
+      kind <- as.integer(order[5L])
+      id <- readBin(order[9:16], "integer", 2L, endian = "little")
+      number <- sprintf("%.0f", sum(as.integer(order[9:16]) * 256^(0:7)))
+      if (kind == FORK) {
+        parallel:::mc.advance.stream()
+        slot <- readBin(order[17:20], "integer", 1L, endian = "little")
+        process <- parallel:::mcfork(TRUE)
+        if (inherits(process, "masterProcess")) become_nurse(number, id, slot, model)
+      } else if (kind == KILL) {
+        kill_number(number)
+      }
+    }
+  }
+
+  # Compiled here, before the first fork: a function that is called once is not compiled by itself.
+  for (name in c("serve", "predict_many", "answer_frames")) assign(name, compiler::cmpfun(get(name)))
+
+  speak_utf8()
+  options(warn = 1L)
+  c_functions <- libc()
+  control <- read_end(channel("control.in"))
+  report <- write_end(channel("control.out"))
+  setwd(bundle)
+  bundle <- getwd()
+  send(report, HELLO, payload = charToRaw(sprintf('{"wire": %d, "runtime": "R %s"}', WIRE_VERSION, getRversion())))
+  model <- NULL
+  if (under_fork) {
+    guard <- guard_init()
+    model <- try_model(entry)
+    if (is.character(model)) {
+      send(report, INIT_FAILED, payload = charToRaw(model))
+      leave_with_group()
+    }
+    while (alive(guard)) {
+      signal(guard, sigkill)
+      Sys.sleep(0.001)
+    }
+    gc()
+  }
+  # So that workers whose generator is L'Ecuyer's get streams of their own; others are seeded anew.
+  parallel:::mc.reset.stream()
+  zygote <- parallel:::mcfork(TRUE)
+  if (inherits(zygote, "masterProcess")) be_zygote(model)
+  close(control)
+  close(report)
+  repeat {
+    .C(c_functions$wait, status = 0L) # also for what init started
+    if (!alive(zygote$pid)) break
+  }
+  kill_all()
+  leave_with_group()
+}, envir = new.env(parent = baseenv()))
+parallel:::mcexit(70L) # for a worker whose predict jumped to the top level

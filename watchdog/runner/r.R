@@ -161,6 +161,7 @@ local({
 
   # Functions of base that would end or unsettle more than the worker.
   moved <- FALSE
+  go_to <- NULL # setwd, without noting that the model has moved
   replace_base <- function(name, with) {
     base <- baseenv()
     unlockBinding(name, base)
@@ -178,13 +179,13 @@ local({
       real_setwd(dir)
     })
     # Ours are connections too.
-    ours <- as.integer(rownames(showConnections()))
     replace_base("closeAllConnections", function() {
       while (sink.number() > 0L) sink()
-      for (n in setdiff(as.integer(rownames(showConnections())), ours)) close(getConnection(n))
+      open <- showConnections()
+      for (n in rownames(open)[!startsWith(open[, "description"], channels)]) close(getConnection(as.integer(n)))
       invisible()
     })
-    list(setwd = real_setwd)
+    real_setwd
   }
 
   # Loads the bundle. Its predict becomes the method of stats::predict for strings and is no variable any
@@ -565,12 +566,12 @@ local({
     }
     journal_path <- paste0("/proc/self/fd/", journal_fd)
     if (!maps_memory(journal_path, slot)) journal_path <- NULL
-    base <- keep_worker_apart()
     send(replies, UP, id, pid, capabilities(model, !is.null(journal_path)))
     # mcfork turned it off. Before UP it would compile what runs once, which takes longer than the fork.
     compiler::enableJIT(3L)
     # R's own restart of this name would end it with the cleaning up that quit does.
-    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), base$setwd, l10n_info()[["UTF-8"]]),
+    moved <<- FALSE # by an init in this process
+    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), go_to, l10n_info()[["UTF-8"]]),
                  abort = function() parallel:::mcexit(70L))
     close(replies)
     parallel:::mcexit(0L)
@@ -601,6 +602,7 @@ local({
   }
 
   be_zygote <- function(model) {
+    go_to <<- keep_worker_apart() # here, once: it takes longer than a fork
     send(report, READY, payload = capabilities(model, TRUE))
     repeat {
       order <- readBin(control, "raw", HEADER)

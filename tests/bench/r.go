@@ -19,13 +19,6 @@ predict <- function(request) {
 }
 `
 
-// wideBatchR takes the rows of a stream together, as vectors.
-const wideBatchR = wideModelR + `predict_batch <- function(requests) {
-  x <- matrix(as.numeric(unlist(strsplit(requests, ",", fixed = TRUE))), ncol = length(requests))
-  sprintf("%.6f", 1 / (1 + exp(-drop(W[seq_len(nrow(x))] %*% x))))
-}
-`
-
 // plainLoopR prints how often a second a loop calls predict, without reading or writing anything.
 const plainLoopR = `arguments <- commandArgs(TRUE)
 setwd(arguments[1])
@@ -63,7 +56,7 @@ func (b *bench) writeR(name, code string) (string, error) {
 
 // r is what issue 5 asks of the runner for R.
 func (b *bench) r() error {
-	for _, step := range []func() error{b.rAgainstPlumber, b.rStream, b.rFork} {
+	for _, step := range []func() error{b.rFork, b.rAgainstPlumber, b.rStream} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -126,10 +119,6 @@ func (b *bench) rStream() error {
 	if err != nil {
 		return err
 	}
-	batch, err := b.writeR("batch-r", wideBatchR)
-	if err != nil {
-		return err
-	}
 	ozone, err := filepath.Abs("examples/ozone")
 	if err != nil {
 		return err
@@ -137,7 +126,6 @@ func (b *bench) rStream() error {
 	for i, s := range []streamed{
 		{"R, a regression over 64 numbers", 29430, wide, numbers(64), 60_000},
 		{"R, a regression over 512 numbers", 29430, wide, numbers(512), 12_000},
-		{"R, 64 numbers and predict_batch", 29440, batch, numbers(64), 60_000},
 		{"R, examples/ozone (predict_batch)", 29450, ozone, "190,7.4,67", 100_000},
 	} {
 		if i != 1 {

@@ -30,6 +30,9 @@ import (
 type Runner struct {
 	// Interpreter is the program; "" is the runtime's default.
 	Interpreter string
+	// Program is the runner's source; "" for one that is in watchdog/runner. With it, Entry is the file
+	// name of the models' code, since bundles of its language are not known yet.
+	Program, Entry string
 	// Models is a folder with three bundles that behave as testdata/python3's do: answers, raises
 	// (whose init raises) and batch (which defines predict_batch; leave it out if the language has none).
 	Models string
@@ -188,31 +191,46 @@ var cases = []struct {
 		if w.Journal == nil {
 			return // a runner may keep none; it is then given one request at a time
 		}
-		var frames []byte
-		for id := uint64(1); id <= 5; id++ {
-			frames = appendRequest(frames, id, 0, fmt.Sprintf("echo %d", id))
+		for _, flags := range []uint8{0, wire.FlagHold} {
+			s.losesOnlyWhatHadBegun(w, flags)
+			w = s.worker("answers")
 		}
-		frames = appendRequest(frames, 6, 0, "exit 1")
-		s.send(w, appendRequest(frames, 7, 0, "echo never"))
-		answered := map[uint64]string{}
-		for {
-			h, payload, err := w.Next()
-			if err != nil {
-				break
+	}},
+	{"a held answer comes no later than the next that is not held", func(s *suite) {
+		w := s.worker("answers")
+		for first := uint64(1); first < 200; first += 4 {
+			var frames []byte
+			for n := range uint64(3) {
+				frames = appendRequest(frames, first+n, wire.FlagHold, strings.Repeat("echo x", int(first+n)))
 			}
-			answered[h.ID] = string(payload)
-		}
-		w.Wait()
-		w.Journal.Unwritten(func(h wire.Header, payload []byte) { answered[h.ID] = string(payload) })
-		for id := uint64(1); id <= 5; id++ {
-			if answered[id] != fmt.Sprint(id) {
-				s.Errorf("the answer to %d is lost: %v", id, answered)
+			s.send(w, appendRequest(frames, first+3, 0, "echo last"))
+			for n := range uint64(3) {
+				s.want(w, first+n, wire.Response, strings.Repeat("echo x", int(first+n))[5:])
 			}
+			s.want(w, first+3, wire.Response, "last")
 		}
-		if len(answered) != 5 || w.Journal.Claimed() != 6 {
-			s.Errorf("answered %v, claimed %d", answered, w.Journal.Claimed())
+	}},
+	{"held answers may be larger than the journal", func(s *suite) {
+		w := s.worker("answers")
+		for id := uint64(1); id <= 9; id++ {
+			s.send(w, appendRequest(nil, id, wire.FlagHold, "repeat 20000"))
 		}
-		w.Release()
+		s.send(w, appendRequest(appendRequest(nil, 10, wire.FlagHold, "repeat 100000"), 11, 0, "echo last"))
+		for id := uint64(1); id <= 9; id++ {
+			s.want(w, id, wire.Response, strings.Repeat("ü", 20000))
+		}
+		s.want(w, 10, wire.Response, strings.Repeat("ü", 100000))
+		s.want(w, 11, wire.Response, "last")
+	}},
+	{"strings are UTF-8 in any locale", func(s *suite) {
+		for _, locale := range []string{"C", "POSIX", "no_such"} {
+			s.Setenv("LC_ALL", locale)
+			w := s.worker("answers")
+			s.ask(w, 1, "echo grün ☃", "grün ☃")
+			s.ask(w, 2, "repeat 3", "üüü")
+			s.ask(w, 3, "say Schnee ☃", "said")
+			s.eventually("printed", func() bool { return s.printed(fmt.Sprintf("stdout %d Schnee ☃", w.ID)) })
+		}
 	}},
 	{"a revoked request is skipped", func(s *suite) {
 		w := s.worker("answers")
@@ -344,7 +362,7 @@ type suite struct {
 
 func (s *suite) config(name, startMethod string) runner.Config {
 	s.Helper()
-	b, err := model.Open(filepath.Join(s.runner.Models, name))
+	b, err := s.open(filepath.Join(s.runner.Models, name))
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -353,7 +371,7 @@ func (s *suite) config(name, startMethod string) runner.Config {
 	s.Setenv("CONFORMANCE_INITS", s.log)
 	s.Setenv("PYTHONDONTWRITEBYTECODE", "1")
 	return runner.Config{
-		Bundle: b, StartMethod: startMethod, Interpreter: s.runner.Interpreter, InitTimeout: patience, LogBuffer: 64 << 10,
+		Bundle: b, StartMethod: startMethod, Interpreter: s.runner.Interpreter, Program: s.runner.Program, InitTimeout: patience, LogBuffer: 64 << 10,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Log: func(stream string, worker uint64, line []byte) {
 			s.mu.Lock()
@@ -361,6 +379,14 @@ func (s *suite) config(name, startMethod string) runner.Config {
 			s.lines = append(s.lines, fmt.Sprintf("%s %d %s", stream, worker, line))
 		},
 	}
+}
+
+func (s *suite) open(dir string) (*model.Bundle, error) {
+	if s.runner.Program == "" {
+		return model.Open(dir)
+	}
+	dir, err := filepath.Abs(dir)
+	return &model.Bundle{Dir: dir, Manifest: model.Manifest{Entry: s.runner.Entry}}, err
 }
 
 func (s *suite) printed(line string) bool {
@@ -398,6 +424,36 @@ func (s *suite) fork(z *runner.Zygote) *runner.Worker {
 func (s *suite) worker(name string) *runner.Worker {
 	s.Helper()
 	return s.fork(s.start(name, model.StartFork))
+}
+
+// losesOnlyWhatHadBegun sends seven requests at once, of which the sixth ends the worker.
+func (s *suite) losesOnlyWhatHadBegun(w *runner.Worker, flags uint8) {
+	s.Helper()
+	var frames []byte
+	for id := uint64(1); id <= 5; id++ {
+		frames = appendRequest(frames, id, flags, fmt.Sprintf("echo %d", id))
+	}
+	frames = appendRequest(frames, 6, 0, "exit 1")
+	s.send(w, appendRequest(frames, 7, 0, "echo never"))
+	answered := map[uint64]string{}
+	for {
+		h, payload, err := w.Next()
+		if err != nil {
+			break
+		}
+		answered[h.ID] = string(payload)
+	}
+	w.Wait()
+	w.Journal.Unwritten(func(h wire.Header, payload []byte) { answered[h.ID] = string(payload) })
+	for id := uint64(1); id <= 5; id++ {
+		if answered[id] != fmt.Sprint(id) {
+			s.Errorf("the answer to %d is lost: %v", id, answered)
+		}
+	}
+	if len(answered) != 5 || w.Journal.Claimed() != 6 {
+		s.Errorf("answered %v, claimed %d", answered, w.Journal.Claimed())
+	}
+	w.Release()
 }
 
 func (s *suite) inits() int {

@@ -21,6 +21,7 @@ local({
   HEADER <- 24L
   FORK <- 1L; KILL <- 2L
   HELLO <- 16L; READY <- 17L; INIT_FAILED <- 18L; FORKED <- 19L; EXITED <- 20L
+  REQUEST <- 32L; WITH_MORE <- REQUEST + 256L; WITH_HOLD <- REQUEST + 512L # kind and flags as one number
   UP <- 48L; RESPONSE <- 49L; RAISED <- 50L; NOT_STRING <- 51L; SKIPPED <- 52L
 
   # The journal: one slot of SLOT bytes a worker, its words first, its answers from AREA on.
@@ -71,11 +72,11 @@ local({
 
   int32 <- function(number) if (number >= 2147483648) as.integer(number - 4294967296) else as.integer(number)
 
-  word <- function(number) c(int32(number %% 4294967296), as.integer(number %/% 4294967296))
+  as_halves <- function(number) c(int32(number %% 4294967296), as.integer(number %/% 4294967296))
 
   # An id is its two halves, the low one first.
   frame <- function(kind, id, elapsed, payload) {
-    c(writeBin(c(length(payload), kind, id, word(elapsed)), raw(), endian = "little"), payload)
+    c(writeBin(c(length(payload), kind, id, as_halves(elapsed)), raw(), endian = "little"), payload)
   }
 
   # On a channel that several processes write to, one write is one frame: all of these are short.
@@ -160,6 +161,7 @@ local({
 
   # Functions of base that would end or unsettle more than the worker.
   moved <- FALSE
+  go_to <- NULL # setwd, without noting that the model has moved
   replace_base <- function(name, with) {
     base <- baseenv()
     unlockBinding(name, base)
@@ -177,13 +179,13 @@ local({
       real_setwd(dir)
     })
     # Ours are connections too.
-    ours <- as.integer(rownames(showConnections()))
     replace_base("closeAllConnections", function() {
       while (sink.number() > 0L) sink()
-      for (n in setdiff(as.integer(rownames(showConnections())), ours)) close(getConnection(n))
+      open <- showConnections()
+      for (n in rownames(open)[!startsWith(open[, "description"], channels)]) close(getConnection(as.integer(n)))
       invisible()
     })
-    list(setwd = real_setwd)
+    real_setwd
   }
 
   # Loads the bundle. Its predict becomes the method of stats::predict for strings and is no variable any
@@ -285,22 +287,21 @@ local({
             head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
             if (length(head) < 6L) return(invisible())
             began <- .Internal(Sys.time())
-            id <- head[3:4]
-            flags <- (head[2L] %/% 256L) %% 256L
+            word <- head[2L]
             bytes <- no_bytes
             if (head[1L] > 0L) {
               bytes <- .Internal(readBin(requests, "raw", head[1L], NA_integer_, TRUE, FALSE))
               if (length(bytes) < head[1L]) return(invisible())
             }
-            if (journal) {
-              # Claim, then look for a revocation. An id is written whole: the half alone when the other stays.
-              if (id[2L] == high && !is.na(high)) {
-                ints[claimed_low] <- id[1L]
+            if (journal && !length(batch)) {
+              # Claim, then look for a revocation. An id is written whole, or half when the other half stays.
+              if (head[4L] == high) {
+                ints[claimed_low] <- head[3L]
               } else {
-                words[claimed] <- as_word(id)
-                high <- id[2L]
+                words[claimed] <- as_word(head[3:4])
+                high <- head[4L]
               }
-              if (ints[revoked + 1L] != -1L && below(ints[revoked], ints[revoked + 1L], id)) {
+              if (ints[revoked + 1L] != -1L && below(ints[revoked], ints[revoked + 1L], head[3:4])) {
                 kind <- SKIPPED
                 payload <- no_bytes
                 ended <- began
@@ -308,14 +309,10 @@ local({
                 next
               }
             }
-            if (flags %% 2L == 1L || length(batch)) {
-              ids[[length(ids) + 1L]] <- id
+            if (word == WITH_MORE || length(batch)) {
+              ids[[length(ids) + 1L]] <- head[3:4]
               batch[[length(batch) + 1L]] <- bytes
-              if (journal) {
-                words[claimed] <- as_word(ids[[1L]])
-                high <- -1L
-              }
-              if (flags %% 2L == 0L) {
+              if (word != WITH_MORE) {
                 # A batch is answered by itself: nothing of it can lie in the area.
                 answers <- predict_many(model, ids, batch)
                 .Internal(writeBin(answers, replies, NA_integer_, FALSE, FALSE))
@@ -357,13 +354,20 @@ local({
             moved <<- FALSE
             go(home)
           }
-          elapsed <- (ended - began) * 1e9
+          # The request's header becomes the answer's.
           size <- length(payload)
-          head <- .Internal(writeBin(
-            c(size, kind, id, if (elapsed < 2147483648) c(max(1L, as.integer(elapsed)), 0L) else word(elapsed)),
-            no_bytes, NA_integer_, swap, FALSE))
+          head[1L] <- size
+          head[2L] <- kind
+          elapsed <- (ended - began) * 1e9
+          if (elapsed < 2147483647) {
+            head[5L] <- if (elapsed < 1) 1L else as.integer(elapsed)
+            head[6L] <- 0L
+          } else {
+            head[5:6] <- as_halves(elapsed)
+          }
+          head <- .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE))
           size <- size + HEADER
-          if (journal && flags >= 2L && position + size <= room) {
+          if (word == WITH_HOLD && journal && position + size <= room) {
             # Into the journal, which takes integers: with the last bytes that did not fill one.
             spare <- length(tail)
             start <- area + (position - spare) %/% 4L
@@ -436,7 +440,7 @@ local({
           any(.Internal(Encoding(results)) %in% c("latin1", "bytes"))) {
       return(unlist(lapply(seq_len(count), function(i) answer_frame(ids[[i]], elapsed, results[[i]]))))
     }
-    took <- word(elapsed)
+    took <- as_halves(elapsed)
     heads <- .Internal(writeBin(as.vector(rbind(nchar(results, "bytes"), RESPONSE, matrix(unlist(ids), nrow = 2L), took[1L], took[2L])),
                                 raw(), NA_integer_, swap, FALSE))
     frames <- vector("list", count)
@@ -456,7 +460,7 @@ local({
       answers <- tryCatch(withCallingHandlers({
         predict_batch <- model$batch
         texts <- character(length(batch))
-        for (i in seq_along(batch)) texts[i] <- rawToChar(batch[[i]])
+        for (i in seq_along(batch)) texts[i] <- .Internal(rawToChar(batch[[i]], FALSE))
         results <- predict_batch(.Internal(setEncoding(texts, "UTF-8")))
         if (!is.character(results) && !is.list(results) || length(results) != length(batch)) {
           stop("predict_batch returned ", length(results), " results for ", length(batch), " requests", call. = FALSE)
@@ -552,7 +556,6 @@ local({
     parallel:::closeFD(2L)
     logs[[2L]] <- fifo(channel(number, ".stderr"), "wb", blocking = TRUE)
     offer_to_oom_killer()
-    compiler::enableJIT(3L) # which mcfork turned off
     parallel:::mc.set.stream()
     if (is.null(model)) {
       model <- try_model(entry)
@@ -563,10 +566,12 @@ local({
     }
     journal_path <- paste0("/proc/self/fd/", journal_fd)
     if (!maps_memory(journal_path, slot)) journal_path <- NULL
-    base <- keep_worker_apart()
     send(replies, UP, id, pid, capabilities(model, !is.null(journal_path)))
+    # mcfork turned it off. Before UP it would compile what runs once, which takes longer than the fork.
+    compiler::enableJIT(3L)
     # R's own restart of this name would end it with the cleaning up that quit does.
-    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), base$setwd, l10n_info()[["UTF-8"]]),
+    moved <<- FALSE # by an init in this process
+    withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), go_to, l10n_info()[["UTF-8"]]),
                  abort = function() parallel:::mcexit(70L))
     close(replies)
     parallel:::mcexit(0L)
@@ -597,7 +602,7 @@ local({
   }
 
   be_zygote <- function(model) {
-    compiler::enableJIT(3L)
+    go_to <<- keep_worker_apart() # here, once: it takes longer than a fork
     send(report, READY, payload = capabilities(model, TRUE))
     repeat {
       order <- readBin(control, "raw", HEADER)

@@ -63,6 +63,7 @@ type Config struct {
 	Bundle      *model.Bundle
 	StartMethod string        // model.StartFork or model.StartSpawn
 	Interpreter string        // program that reads the runner; "" is the runtime's default
+	Program     string        // a runner's source, instead of the one for the bundle's runtime; "" as a rule
 	InitTimeout time.Duration // bound on init, and on a worker's start
 	// Log takes each line that the model prints; stream is "stdout" or "stderr". It is called from
 	// several goroutines and may block, which then blocks the model's print.
@@ -103,6 +104,13 @@ type Zygote struct {
 // is at fault. Cancelling ctx kills the runner.
 func Start(ctx context.Context, cfg Config) (*Zygote, error) {
 	program, known := programs[cfg.Bundle.Runtime]
+	if cfg.Program != "" {
+		source, err := os.ReadFile(cfg.Program)
+		if err != nil {
+			return nil, fmt.Errorf("read the runner: %w", err)
+		}
+		program.source, program.file, known = source, filepath.Base(cfg.Program), true
+	}
 	if !known {
 		return nil, &InitError{fmt.Sprintf("this watchdog has no runner for runtime: %s", cfg.Bundle.Runtime)}
 	}

@@ -153,8 +153,9 @@ func (z *Zygote) start(ctx context.Context, interpreter, file string, source []b
 	defer hold.Close()
 
 	z.cmd = exec.Command(interpreter, script, z.cfg.Bundle.Dir, z.cfg.Bundle.Entry, z.cfg.StartMethod, z.dir, "3")
+	z.cmd.Env = withHugePages(os.Environ())
 	if ownTemp {
-		z.cmd.Env = append(os.Environ(), "TMPDIR="+z.dir)
+		z.cmd.Env = append(z.cmd.Env, "TMPDIR="+z.dir)
 	}
 	z.cmd.ExtraFiles = []*os.File{z.journal.file}
 	z.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -130,8 +131,11 @@ func openAdmin(cfg *config.Config, mayCreate bool) (_ *admin.Client, done func()
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, nil, fmt.Errorf("data_dir %s belongs to another user: run this command as the user that faas-auth runs as", cfg.DataDir)
 	}
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, "state.db")); err == nil {
+		return nil, nil, fmt.Errorf("data_dir %s is a faas-predict provider's, which has an issuer of its own: use faas-predict client and faas-predict key", cfg.DataDir)
+	}
 	// A typing mistake must not make an empty issuer that then has no such client.
-	if _, err := os.Stat(cfg.DataDir); err != nil && !mayCreate {
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, issuer.File)); err != nil && !mayCreate {
 		return nil, nil, fmt.Errorf("no issuer has served data_dir yet, and none does now: %w", err)
 	}
 	state, err := issuer.Open(issuer.Config{
@@ -139,7 +143,7 @@ func openAdmin(cfg *config.Config, mayCreate bool) (_ *admin.Client, done func()
 		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, Log: quiet(), Idle: true,
 	})
 	if errors.Is(err, issuer.ErrInUse) {
-		return nil, nil, fmt.Errorf("data_dir %s is in use by a process that does not answer on %s: %w", cfg.DataDir, cfg.AdminSocket(), err)
+		return nil, nil, fmt.Errorf("data_dir %s is in use by a process that does not answer on %s; if that is a faas-predict provider, use faas-predict client and faas-predict key: %w", cfg.DataDir, cfg.AdminSocket(), err)
 	}
 	if err != nil {
 		return nil, nil, err

@@ -109,6 +109,7 @@ func serveCommand() *cobra.Command {
 type connection struct {
 	gateway, username, dataDir string
 	passwordStdin              bool
+	dataDirFlag                *pflag.Flag
 }
 
 func defaultGateway() string {
@@ -125,6 +126,7 @@ func (c *connection) register(flags *pflag.FlagSet) {
 	flags.StringVarP(&c.username, "username", "u", "", "user; default: what faas-cli login or faas-predict login saved, else the local provider's admin files")
 	flags.BoolVarP(&c.passwordStdin, "password-stdin", "s", false, "read the password from standard input")
 	flags.StringVar(&c.dataDir, "data-dir", os.Getenv("data_dir"), "data_dir of a provider on this machine, for its admin files (env data_dir)")
+	c.dataDirFlag = flags.Lookup("data-dir")
 }
 
 func (c *connection) open(stdin io.Reader) (*client.Client, error) {
@@ -147,7 +149,7 @@ func (c *connection) open(stdin io.Reader) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	credentials, err := client.FindCredentials(c.gateway, cfg.AdminDir())
+	credentials, err := client.FindCredentials(c.gateway, cfg.AdminDir(), c.dataDirFlag.Changed)
 	if err != nil {
 		return nil, err
 	}

@@ -70,11 +70,12 @@ func readSecret(stdin io.Reader) (string, error) {
 func tokenCommand() *cobra.Command {
 	var r registered
 	var functions []string
+	var scope string
 	cmd := &cobra.Command{
 		Use:   "token",
 		Short: "Print an access token of a registered client",
 		Example: "  faas-predict token -u shop -s < shop.secret\n" +
-			"  curl -H \"Authorization: Bearer $(faas-predict token -u shop -s < shop.secret)\" -d '5.1,3.5,1.4,0.2' http://127.0.0.1:8080/function/iris",
+			"  curl -H \"Authorization: Bearer $(faas-predict token -u shop -s < shop.secret)\" -d '5.1,3.5,1.4,0.2' http://127.0.0.1:8080/function/iris-protected",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			audience := make([]string, 0, len(functions))
@@ -89,7 +90,7 @@ func tokenCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			issued, err := provider.Token(cmd.Context(), r.client, secret, token.ScopeFunction, audience)
+			issued, err := provider.Token(cmd.Context(), r.client, secret, scope, audience)
 			if err != nil {
 				return err
 			}
@@ -98,6 +99,7 @@ func tokenCommand() *cobra.Command {
 		},
 	}
 	r.flags(cmd)
+	cmd.Flags().StringVar(&scope, "scope", token.ScopeFunction, "what the token is for: function, to call functions, or system, to administer the provider (faas-cli's --token)")
 	cmd.Flags().StringSliceVar(&functions, "function", nil, "a token for this function only, NAME or NAME.NAMESPACE; may be repeated")
 	return cmd
 }

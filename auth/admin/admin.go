@@ -24,6 +24,8 @@ type Client struct {
 	URL string
 	// HTTP sends the requests; http.DefaultClient if nil.
 	HTTP *http.Client
+	// Refused says what an answer means that lets nobody in, or is of another server; nil: the answer's text.
+	Refused func(status int) error
 	// Authorize adds to each request what lets it in; nothing if nil.
 	Authorize func(*http.Request) error
 }
@@ -117,6 +119,11 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	case err != nil:
 		return err
 	case res.StatusCode >= 300:
+		if c.Refused != nil {
+			if err := c.Refused(res.StatusCode); err != nil {
+				return err
+			}
+		}
 		if text := strings.TrimSpace(string(raw)); text != "" && res.StatusCode != http.StatusUnauthorized {
 			return errors.New(text)
 		}

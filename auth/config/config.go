@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/faas-predict/faas-predict/auth/forward"
+	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/auth/token"
 )
 
@@ -76,7 +77,9 @@ var Settings = []Setting{
 		return err
 	}},
 	{"access_ttl", "30m", "How long access tokens hold, from 1s to 24h.", func(c *Config, v string) (err error) {
-		c.AccessTTL, err = duration(v)
+		if c.AccessTTL, err = duration(v); err == nil && (c.AccessTTL < issuer.MinAccessTTL || c.AccessTTL > issuer.MaxAccessTTL) {
+			err = fmt.Errorf("is %q, want from %s to %s", v, issuer.MinAccessTTL, issuer.MaxAccessTTL)
+		}
 		return err
 	}},
 	{"refresh_ttl", "1440h", "How long a refresh token holds that is not used: 60 days.", func(c *Config, v string) (err error) {
@@ -91,7 +94,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"key_rotation", "720h", "How long a key signs until the next one takes over, 1h or more.", func(c *Config, v string) (err error) {
-		if c.KeyRotation, err = duration(v); err == nil && c.KeyRotation < time.Hour {
+		if c.KeyRotation, err = duration(v); err == nil && c.KeyRotation < issuer.MinKeyRotation {
 			err = fmt.Errorf("is %q, want 1h or more", v)
 		}
 		return err
@@ -168,6 +171,9 @@ func Read(lookup func(name string) string) (*Config, error) {
 		if err := s.apply(c, value); err != nil {
 			return nil, fmt.Errorf("setting %s %w", s.Name, err)
 		}
+	}
+	if c.RefreshTTL < c.AccessTTL {
+		return nil, fmt.Errorf("setting refresh_ttl is %s, want no less than access_ttl, %s", c.RefreshTTL, c.AccessTTL)
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return nil, fmt.Errorf("settings tls_cert and tls_key go together")

@@ -14,6 +14,7 @@ package issuer
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -38,7 +39,8 @@ const (
 	DefaultKeyRotation = 30 * 24 * time.Hour
 	DefaultAlgorithm   = token.ES256
 
-	MinAccessTTL = time.Second
+	MinAccessTTL   = time.Second
+	MinKeyRotation = time.Hour
 	// MaxAccessTTL bounds how long a signing key must stay published after its successor took over, and
 	// how long a revocation must be remembered.
 	MaxAccessTTL = 24 * time.Hour
@@ -221,13 +223,10 @@ func (c *Config) complete() error {
 // openState opens the database in a directory that is for this user only: whoever reads it can sign
 // tokens.
 func openState(dir string) (*bbolt.DB, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the issuer's directory: %w", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("close the issuer's directory to others: %w", err)
-	}
 	file := filepath.Join(dir, File)
+	if err := makeOwn(dir, file); err != nil {
+		return nil, err
+	}
 	db, err := bbolt.Open(file, 0o600, &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("open %s: %w", file, ErrInUse)
@@ -283,6 +282,29 @@ func (i *Issuer) removeExpired() error {
 		}
 		return deleteWhere(tx, revokedKeysBucket, func(k *revokedKey) bool { return over(k.Expires, now) })
 	})
+}
+
+// makeOwn makes the directory of file, for this user only. One that holds other things is somebody else's,
+// such as a provider's, and must not be closed to those who need it.
+func makeOwn(dir, file string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the issuer's directory: %w", err)
+	}
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("look into the issuer's directory: %w", err)
+		}
+		for _, e := range entries {
+			if e.Type()&fs.ModeSocket == 0 { // which a killed issuer may have left
+				return fmt.Errorf("%s holds other things (%s) and no %s: the issuer needs a directory of its own", dir, e.Name(), File)
+			}
+		}
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("close the issuer's directory to others: %w", err)
+	}
+	return nil
 }
 
 // Handler answers clients and verifiers: see Routes. When URL has a path, the routes are there below

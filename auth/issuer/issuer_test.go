@@ -323,3 +323,24 @@ func TestGoSDKGetsTokensAndExchangesThem(t *testing.T) {
 		t.Errorf("%T %v, want an %T", err, err, refused)
 	}
 }
+
+func TestADirectoryOfOthersIsLeftAsItIs(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "provider")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "state.db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(Config{URL: "http://127.0.0.1", Dir: dir, Idle: true})
+	if err == nil || !strings.Contains(err.Error(), "state.db") {
+		t.Error(err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm() != 0o755 {
+		t.Error(info.Mode(), err)
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
+		t.Error(entries)
+	}
+}

@@ -179,3 +179,25 @@ func TestClientCannotMakeTheListLong(t *testing.T) {
 		t.Errorf("%d tokens and %d clients", len(l.Revoked), len(l.Clients))
 	}
 }
+
+func TestATokenRevokedAfterAllOfItsClientsStaysRevoked(t *testing.T) {
+	b := newBench(t)
+	secret := b.add(t, "shop", "*")
+	if err := b.RevokeTokens("shop"); err != nil {
+		t.Fatal(err)
+	}
+	b.clock.pass(2 * time.Second)
+	revoked, kept := b.token(t, "shop", secret).AccessToken, b.token(t, "shop", secret).AccessToken
+	if got := b.post(t, revokePath, "token", revoked, "client_id", "shop", "client_secret", secret); got.Status != http.StatusOK {
+		t.Fatal(got.Status)
+	}
+	for _, when := range []string{"at once", "after a restart"} {
+		if b.holds(t, revoked) {
+			t.Error(when, "the revoked token holds")
+		}
+		if !b.holds(t, kept) {
+			t.Error(when, "the other one does not")
+		}
+		b.reopen(t)
+	}
+}

@@ -46,14 +46,16 @@ func (i *Issuer) load() error {
 		}); err != nil {
 			return err
 		}
-		if err := each(tx, revokedBucket, func(jti string, t *revokedToken) error {
-			i.revoked.add(jti, *t)
+		// Clients first: to take back all of a client's tokens drops its single ones, and those that are stored
+		// were revoked after that.
+		if err := each(tx, revokedClientsBucket, func(id string, c *revokedClient) error {
+			i.revoked.addClient(id, *c)
 			return nil
 		}); err != nil {
 			return err
 		}
-		if err := each(tx, revokedClientsBucket, func(id string, c *revokedClient) error {
-			i.revoked.addClient(id, *c)
+		if err := each(tx, revokedBucket, func(jti string, t *revokedToken) error {
+			i.revoked.add(jti, *t)
 			return nil
 		}); err != nil {
 			return err

@@ -43,11 +43,23 @@ func (c *Client) SDK() *sdk.Client {
 
 // Tokens is the client for those who register clients of the provider's issuer.
 func (c *Client) Tokens() *admin.Client {
-	out := &admin.Client{URL: c.Gateway(), HTTP: c.http}
+	out := &admin.Client{URL: c.Gateway(), HTTP: c.http, Refused: func(status int) error {
+		if status == http.StatusUnauthorized {
+			return c.otherCredentials()
+		}
+		return nil
+	}}
 	if c.auth != nil {
 		out.Authorize = c.auth.Set
 	}
 	return out
+}
+
+func (c *Client) otherCredentials() error {
+	if _, saved := c.auth.(Bearer); saved {
+		return fmt.Errorf("%s does not take the saved token, which may have expired: log in again with faas-predict login, or name the provider's --data-dir", c.gateway)
+	}
+	return fmt.Errorf("%s wants other credentials: log in with faas-cli login or faas-predict login, give --username and --password-stdin, or name the provider's --data-dir", c.gateway)
 }
 
 // Gateway is the URL without a slash at its end.
@@ -107,7 +119,7 @@ func (c *Client) do(ctx context.Context, method, path string, send body, out any
 	}
 	switch {
 	case res.StatusCode == http.StatusUnauthorized:
-		return res.StatusCode, fmt.Errorf("%s wants other credentials: log in with faas-cli login or faas-predict login, or give --username and --password-stdin", c.gateway)
+		return res.StatusCode, c.otherCredentials()
 	case res.StatusCode >= http.StatusMultipleChoices && res.StatusCode != http.StatusPreconditionFailed:
 		return res.StatusCode, fmt.Errorf("%s answered %s: %s", c.gateway, res.Status, strings.TrimSpace(string(answer)))
 	}

@@ -306,13 +306,13 @@ func TestCredentialsAreThoseOfTheGateway(t *testing.T) {
 		"http://localhost":      &sdk.BasicAuth{Username: "admin", Password: "local"},
 		"http://[::1]:8080":     &sdk.BasicAuth{Username: "admin", Password: "local"},
 	} {
-		got, err := FindCredentials(gateway, admin)
+		got, err := FindCredentials(gateway, admin, false)
 		if err != nil || !cmp.Equal(want, got) {
 			t.Errorf("%s: %+v, %v", gateway, got, err)
 		}
 	}
 	faasCLI(t, "")
-	if got, err := FindCredentials("http://127.0.0.1:8080", t.TempDir()); got != nil || err != nil {
+	if got, err := FindCredentials("http://127.0.0.1:8080", t.TempDir(), false); got != nil || err != nil {
 		t.Errorf("without any: %+v, %v", got, err)
 	}
 }
@@ -324,7 +324,7 @@ func TestDamagedCredentialsAreNamed(t *testing.T) {
 		"auths:\n- {gateway: 'http://127.0.0.1:8080', auth: basic, token: 'YWI='}": "log in again",
 	} {
 		faasCLI(t, text)
-		_, err := FindCredentials("http://127.0.0.1:8080", adminFiles(t))
+		_, err := FindCredentials("http://127.0.0.1:8080", adminFiles(t), false)
 		wantError(t, err, "faas-cli's credentials", want)
 	}
 }

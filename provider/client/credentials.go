@@ -26,20 +26,30 @@ func (b Bearer) Set(r *http.Request) error {
 }
 
 // FindCredentials returns what to log in with at gateway: what faas-cli login or Save left for it, or, for
-// a provider of this machine, the admin files in adminDir. nil means that there is nothing.
-func FindCredentials(gateway, adminDir string) (sdk.ClientAuth, error) {
+// a provider of this machine, the admin files in adminDir; those first if they were asked for by name. nil
+// means that there is nothing.
+func FindCredentials(gateway, adminDir string, named bool) (sdk.ClientAuth, error) {
+	if named {
+		if found := fromAdminFiles(gateway, adminDir); found != nil {
+			return found, nil
+		}
+	}
 	found, err := fromFaasCLI(gateway)
 	if found != nil || err != nil {
 		return found, err
 	}
+	return fromAdminFiles(gateway, adminDir), nil
+}
+
+func fromAdminFiles(gateway, adminDir string) sdk.ClientAuth {
 	if u, err := url.Parse(gateway); err != nil || !local(u.Hostname()) {
-		return nil, nil
+		return nil
 	}
 	files := auth.ReadBasicAuthFromDisk{SecretMountPath: adminDir}
 	if c, err := files.Read(); err == nil {
-		return &sdk.BasicAuth{Username: c.User, Password: c.Password}, nil
+		return &sdk.BasicAuth{Username: c.User, Password: c.Password}
 	}
-	return nil, nil
+	return nil
 }
 
 func local(host string) bool { return host == "127.0.0.1" || host == "localhost" || host == "::1" }

@@ -26,7 +26,7 @@ func TestASavedTokenIsFoundAgainAndNothingElseIsLost(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	if got, err := FindCredentials("https://other.example", ""); err != nil || got != Bearer("secret-token") {
+	if got, err := FindCredentials("https://other.example", "", false); err != nil || got != Bearer("secret-token") {
 		t.Errorf("%v, %v", got, err)
 	}
 	raw, _ := os.ReadFile(file)

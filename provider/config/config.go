@@ -178,18 +178,18 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"access_ttl", issuer.DefaultAccessTTL.String(), "How long an access token holds.", func(c *Config, v string) (err error) {
-		c.AccessTTL, err = duration(v)
+		c.AccessTTL, err = durationWithin(v, issuer.MinAccessTTL, issuer.MaxAccessTTL)
 		return err
 	}},
 	{"refresh_ttl", issuer.DefaultRefreshTTL.String(), "How long a refresh token holds that is not used.", func(c *Config, v string) (err error) {
-		c.RefreshTTL, err = duration(v)
+		c.RefreshTTL, err = durationWithin(v, issuer.MinAccessTTL, longest)
 		return err
 	}},
 	{"signing_algorithm", string(issuer.DefaultAlgorithm), "What new signing keys are for: ES256, RS256 or EdDSA. Stock of-watchdog cannot check EdDSA.", func(c *Config, v string) error {
 		return oneOf((*string)(&c.SigningAlgorithm), v, string(token.ES256), string(token.RS256), string(token.EdDSA))
 	}},
 	{"key_rotation", issuer.DefaultKeyRotation.String(), "How long a signing key signs before the next one does.", func(c *Config, v string) (err error) {
-		c.KeyRotation, err = duration(v)
+		c.KeyRotation, err = durationWithin(v, issuer.MinKeyRotation, longest)
 		return err
 	}},
 	{"trust_file", "", "File that lists outside OpenID Connect issuers whose tokens may be exchanged.", func(c *Config, v string) error {
@@ -197,7 +197,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"revocation_bound", "10s", "With authority: how long a revoked token may still be accepted. This provider's own issuer is asked at once.", func(c *Config, v string) (err error) {
-		c.RevocationBound, err = duration(v)
+		c.RevocationBound, err = durationWithin(v, time.Second, longest)
 		return err
 	}},
 	{"log_format", "text", "The provider's own log lines on stderr: text or json.", func(c *Config, v string) error {
@@ -223,6 +223,12 @@ func Read(lookup func(name string) string) (*Config, error) {
 	}
 	if c.SecretMountPath == "" {
 		c.SecretMountPath = c.AdminDir()
+	}
+	if c.Authority != "" && (c.IssuerURL != "" || c.TrustFile != "") {
+		return nil, fmt.Errorf("settings issuer_url and trust_file are for this provider's own issuer, and with authority it has none")
+	}
+	if c.RefreshTTL < c.AccessTTL {
+		return nil, fmt.Errorf("setting refresh_ttl is %s, want no less than access_ttl, %s", c.RefreshTTL, c.AccessTTL)
 	}
 	return c, nil
 }
@@ -268,6 +274,20 @@ func duration(v string) (time.Duration, error) {
 		return 0, fmt.Errorf("is %q, want a duration such as 90s or a number of seconds", v)
 	}
 	return d, nil
+}
+
+// longest is as good as for ever.
+const longest = 100 * 365 * 24 * time.Hour
+
+func durationWithin(v string, least, most time.Duration) (time.Duration, error) {
+	d, err := duration(v)
+	if err == nil && (d < least || d > most) {
+		if most == longest {
+			return 0, fmt.Errorf("is %q, want %s or more", v, least)
+		}
+		return 0, fmt.Errorf("is %q, want from %s to %s", v, least, most)
+	}
+	return d, err
 }
 
 func uidRange(v string) (UIDRange, error) {

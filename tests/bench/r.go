@@ -56,7 +56,7 @@ func (b *bench) writeR(name, code string) (string, error) {
 
 // r is what issue 5 asks of the runner for R.
 func (b *bench) r() error {
-	for _, step := range []func() error{b.rFork, b.rAgainstPlumber, b.rStream} {
+	for _, step := range []func() error{b.rAgainstPlumber, b.rStream, b.rFork} {
 		if err := step(); err != nil {
 			return err
 		}

@@ -2,6 +2,9 @@ package token
 
 import (
 	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
 	"sync/atomic"
 	"testing"
 )
@@ -92,5 +95,15 @@ func BenchmarkSign(b *testing.B) {
 				sign(b, key, claims)
 			}
 		})
+	}
+}
+
+func BenchmarkBearer(b *testing.B) {
+	r := &http.Request{URL: &url.URL{Path: "/"}, Header: http.Header{"Authorization": {"Bearer " + strings.Repeat("aB3-_.", 100)}}}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Bearer(r); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -6,7 +6,6 @@
 package forward
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -34,7 +33,7 @@ const (
 
 // Verifier is what is asked about tokens; *token.Verifier is one.
 type Verifier interface {
-	Verify(ctx context.Context, raw string) (*token.Claims, error)
+	VerifyRequest(r *http.Request) (*token.Claims, error)
 }
 
 // Config of a Handler.
@@ -118,11 +117,8 @@ func (h *Handler) decide(r *http.Request, asked original) (*token.Claims, error)
 		}
 		return &token.Claims{}, nil
 	}
-	raw, err := token.Bearer(&http.Request{Header: r.Header, URL: &url.URL{RawQuery: query}})
-	if err != nil {
-		return nil, err
-	}
-	claims, err := h.cfg.Verifier.Verify(r.Context(), raw)
+	call := (&http.Request{Header: r.Header, URL: &url.URL{RawQuery: query}}).WithContext(r.Context())
+	claims, err := h.cfg.Verifier.VerifyRequest(call)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -247,13 +246,13 @@ func TestSmuggledHeaders(t *testing.T) {
 
 type unavailable struct{}
 
-func (unavailable) Verify(context.Context, string) (*token.Claims, error) {
+func (unavailable) VerifyRequest(*http.Request) (*token.Claims, error) {
 	return nil, &token.Error{Status: http.StatusServiceUnavailable, Description: "later"}
 }
 
 type broken struct{}
 
-func (broken) Verify(context.Context, string) (*token.Claims, error) {
+func (broken) VerifyRequest(*http.Request) (*token.Claims, error) {
 	return nil, errors.New("secret detail")
 }
 

@@ -55,7 +55,7 @@ func (a *Access) admit(r *http.Request) error {
 		scheme, _, _ = strings.Cut(authorization[0], " ")
 	}
 	if a.Tokens != nil && (strings.EqualFold(scheme, "Bearer") || len(authorization) > 1) {
-		claims, err := a.verify(r)
+		claims, err := a.Tokens.VerifyRequest(r)
 		if err != nil {
 			return err
 		}
@@ -65,14 +65,6 @@ func (a *Access) admit(r *http.Request) error {
 		return errCredentials
 	}
 	return nil
-}
-
-func (a *Access) verify(r *http.Request) (*token.Claims, error) {
-	raw, err := token.Bearer(r)
-	if err != nil {
-		return nil, err
-	}
-	return a.Tokens.Verify(r.Context(), raw)
 }
 
 var errNoIssuer = &token.Error{Status: http.StatusServiceUnavailable, Description: "this function wants a token, and this provider has no issuer to check it with"}
@@ -85,7 +77,7 @@ func (a *Access) caller(r *http.Request, ref backend.Ref, annotation string) (*t
 	if a.Tokens == nil {
 		return nil, errNoIssuer
 	}
-	claims, err := a.verify(r)
+	claims, err := a.Tokens.VerifyRequest(r)
 	if err != nil {
 		return nil, err
 	}

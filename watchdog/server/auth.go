@@ -85,11 +85,7 @@ func (g *guard) admit(r *http.Request, id string) error {
 }
 
 func (g *guard) check(r *http.Request) error {
-	raw, err := token.Bearer(r)
-	if err != nil {
-		return err
-	}
-	claims, err := g.verifier.Verify(r.Context(), raw)
+	claims, err := g.verifier.VerifyRequest(r)
 	if err != nil {
 		return err
 	}

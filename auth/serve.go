@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/config"
 	"github.com/faas-predict/faas-predict/auth/forward"
 	"github.com/faas-predict/faas-predict/auth/issuer"
@@ -38,21 +39,11 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		return fmt.Errorf("listen: %w", err)
 	}
 	defer listener.Close()
-	var trust []issuer.Trust
-	if cfg.TrustFile != "" {
-		raw, err := os.ReadFile(cfg.TrustFile)
-		if err != nil {
-			return fmt.Errorf("trust_file: %w", err)
-		}
-		if trust, err = issuer.ParseTrust(raw); err != nil {
-			return fmt.Errorf("trust_file %s: %w", cfg.TrustFile, err)
-		}
-	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	state, err := issuer.Open(issuer.Config{
 		URL: cfg.URL(listener.Addr().(*net.TCPAddr).Port), Dir: cfg.DataDir, AccessTTL: cfg.AccessTTL, RefreshTTL: cfg.RefreshTTL,
-		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, Trust: trust, TrustedProxies: cfg.TrustedProxies, Metrics: metrics,
+		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, TrustedProxies: cfg.TrustedProxies, Metrics: metrics,
 	})
 	if errors.Is(err, issuer.ErrInUse) {
 		return fmt.Errorf("data_dir %s is in use by another faas-auth: stop that one, or give this one its own data_dir and port", cfg.DataDir)
@@ -61,6 +52,21 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
+	if cfg.TrustFile != "" {
+		stop, err := state.FollowTrust(cfg.TrustFile)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	var tls *certificate.Server // nil: plain HTTP
+	if cfg.TLS.Set() {
+		if tls, err = certificate.Open(cfg.TLS, nil); err != nil {
+			return err
+		}
+		defer tls.Close()
+		metrics.MustRegister(tls.Metric())
+	}
 
 	failed := make(chan error, 3)
 	adminServer, err := serveAdmin(cfg, state)
@@ -83,12 +89,13 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		run(mux, func(s *http.Server) error { return s.Serve(metricsListener) })
 	}
 	run(routes(cfg, state), func(s *http.Server) error {
-		if cfg.TLSCert != "" {
-			return s.ServeTLS(listener, cfg.TLSCert, cfg.TLSKey)
+		if tls != nil {
+			s.TLSConfig = tls.Config()
+			return s.ServeTLS(listener, "", "")
 		}
 		return s.Serve(listener)
 	})
-	slog.Info("serving", "address", listener.Addr().String(), "issuer", cfg.URL(listener.Addr().(*net.TCPAddr).Port), "data_dir", cfg.DataDir, "trusted_issuers", len(trust))
+	slog.Info("serving", "address", listener.Addr().String(), "issuer", cfg.URL(listener.Addr().(*net.TCPAddr).Port), "data_dir", cfg.DataDir)
 
 	select {
 	case err = <-failed:
@@ -121,6 +128,7 @@ func newServer(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
 		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: certificate.ErrorLog(slog.Default()),
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/forward"
 	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/auth/token"
@@ -46,7 +47,7 @@ type Config struct {
 	ValidateProxy       string
 	ValidateNamespace   string
 	ValidatePublic      []string
-	TLSCert, TLSKey     string
+	TLS                 certificate.Files
 	DrainTimeout        time.Duration
 	LogFormat, LogLevel string
 }
@@ -99,7 +100,7 @@ var Settings = []Setting{
 		}
 		return err
 	}},
-	{"trust_file", "", "YAML or JSON file with the outside issuers whose tokens may be exchanged. It is read at the start.", func(c *Config, v string) error {
+	{"trust_file", "", "YAML or JSON file with the outside issuers whose tokens may be exchanged. It is read again when it changes.", func(c *Config, v string) error {
 		c.TrustFile = v
 		return nil
 	}},
@@ -139,12 +140,16 @@ var Settings = []Setting{
 		}
 		return nil
 	}},
-	{"tls_cert", "", "File with the certificate and its chain (PEM). With tls_key: serve HTTPS.", func(c *Config, v string) error {
-		c.TLSCert = v
+	{"tls_cert", "", "File with the certificate and its chain (PEM). With tls_key: serve HTTPS. Files are read again when they change.", func(c *Config, v string) error {
+		c.TLS.Cert = v
 		return nil
 	}},
 	{"tls_key", "", "File with the certificate's private key (PEM).", func(c *Config, v string) error {
-		c.TLSKey = v
+		c.TLS.Key = v
+		return nil
+	}},
+	{"tls_client_ca", "", "File with authorities (PEM): only clients with a certificate of theirs may connect.", func(c *Config, v string) error {
+		c.TLS.ClientCA = v
 		return nil
 	}},
 	{"drain_timeout", "10s", "How long requests in progress may take to end after SIGTERM.", func(c *Config, v string) (err error) {
@@ -175,8 +180,8 @@ func Read(lookup func(name string) string) (*Config, error) {
 	if c.RefreshTTL < c.AccessTTL {
 		return nil, fmt.Errorf("setting refresh_ttl is %s, want no less than access_ttl, %s", c.RefreshTTL, c.AccessTTL)
 	}
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return nil, fmt.Errorf("settings tls_cert and tls_key go together")
+	if err := c.TLS.Check("tls_cert", "tls_key", "tls_client_ca"); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
@@ -187,7 +192,7 @@ func (c *Config) URL(port int) string {
 		return c.IssuerURL
 	}
 	scheme, host := "http", c.ListenAddress
-	if c.TLSCert != "" {
+	if c.TLS.Set() {
 		scheme = "https"
 	}
 	if address, err := netip.ParseAddr(host); host == "" || (err == nil && address.IsUnspecified()) {

@@ -54,12 +54,12 @@ func (i *Issuer) exchange(q *request, e *entry) (tokenAnswer, *refusal) {
 		return tokenAnswer{}, refuse(codeInvalidScope, "an exchange gives no refresh token")
 	}
 	var out tokenAnswer
-	switch issuer := claimedIssuer(form.Get("subject_token")); {
-	case issuer == i.cfg.URL:
+	issuer := claimedIssuer(form.Get("subject_token"))
+	if issuer == i.cfg.URL {
 		out, refused = i.exchangeOwn(q, e, a)
-	case i.outside[issuer] != nil:
-		out, refused = i.exchangeOutside(q, e, a, i.outside[issuer])
-	default:
+	} else if o := i.outside.get(issuer); o != nil {
+		out, refused = i.exchangeOutside(q, e, a, o)
+	} else {
 		return tokenAnswer{}, refuse(codeInvalidRequest, "the subject token is not of this issuer, nor of one that it trusts")
 	}
 	if refused != nil {

@@ -210,7 +210,7 @@ func TestOutsideTokensGetWhatTheRulesGive(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBench(t, func(c *Config) { c.Trust = trust })
-	if err := b.outside[p.URL].authority.Wait(t.Context()); err != nil {
+	if err := b.outside.get(p.URL).authority.Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	claims := func(change ...any) jwt.MapClaims {

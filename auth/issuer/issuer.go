@@ -66,7 +66,7 @@ type Config struct {
 	Algorithm token.Algorithm
 	// KeyRotation is how long a key signs before the next one takes over; 30 days.
 	KeyRotation time.Duration
-	// Trust lists the outside issuers whose tokens may be exchanged; none.
+	// Trust lists the outside issuers whose tokens may be exchanged; none. SetTrust replaces it.
 	Trust []Trust
 	// TrustedProxies are whom X-Forwarded-For is believed from; nobody. The failures of a client's
 	// address are limited, so a proxy that is not named here is limited for all who come through it.
@@ -99,7 +99,7 @@ type Issuer struct {
 
 	local    *token.LocalKeys
 	own      *token.Verifier
-	outside  map[string]*outside // by issuer
+	outside  outsiders
 	revoked  *revocations
 	secrets  *secrets
 	failures *failures
@@ -116,7 +116,7 @@ func Open(cfg Config) (_ *Issuer, err error) {
 		return nil, err
 	}
 	i := &Issuer{
-		cfg: cfg, log: cfg.Log, now: cfg.Now, clients: map[string]*clientRecord{}, outside: map[string]*outside{},
+		cfg: cfg, log: cfg.Log, now: cfg.Now, clients: map[string]*clientRecord{},
 		revoked: newRevocations(), stop: make(chan struct{}),
 	}
 	i.secrets = newSecrets(cfg.AccessTTL+rememberBeyond, cfg.Now)
@@ -143,12 +143,8 @@ func Open(cfg Config) (_ *Issuer, err error) {
 		return nil, err
 	}
 	i.own = token.NewVerifier(token.Config{Keys: i.local, Revocations: i.revoked, Now: cfg.Now})
-	for _, t := range cfg.Trust {
-		o, err := newOutside(t, cfg)
-		if err != nil {
-			return nil, err
-		}
-		i.outside[t.Issuer] = o
+	if err := i.SetTrust(cfg.Trust); err != nil {
+		return nil, err
 	}
 	i.ending.Go(i.sweep)
 	return i, nil
@@ -159,9 +155,7 @@ func Open(cfg Config) (_ *Issuer, err error) {
 func (i *Issuer) Close() error {
 	close(i.stop)
 	i.ending.Wait()
-	for _, o := range i.outside {
-		o.close()
-	}
+	i.outside.close()
 	return i.db.Close()
 }
 
@@ -205,17 +199,6 @@ func (c *Config) complete() error {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
-	}
-	trusted := map[string]bool{c.URL: true}
-	for n := range c.Trust {
-		t := &c.Trust[n]
-		if err := t.complete(c.URL); err != nil {
-			return err
-		}
-		if trusted[t.Issuer] {
-			return fmt.Errorf("trusted issuer %s: it is named twice, or is this issuer itself", t.Issuer)
-		}
-		trusted[t.Issuer] = true
 	}
 	return nil
 }

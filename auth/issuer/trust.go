@@ -2,8 +2,6 @@ package issuer
 
 import (
 	"bytes"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -17,6 +15,7 @@ import (
 	"github.com/ryanuber/go-glob"
 	"gopkg.in/yaml.v3"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/token"
 )
 
@@ -30,7 +29,8 @@ type Trust struct {
 	Audience string `yaml:"audience"`
 	// JWKSURI is where the keys are; what discovery says if empty. Discovery is then not asked.
 	JWKSURI string `yaml:"jwks_uri"`
-	// CAFile has the certificates (PEM) that the issuer's server is checked with; the system's if empty.
+	// CAFile has the certificates (PEM) that the issuer's server is checked with; the system's if empty. It
+	// is read at each connection.
 	CAFile string `yaml:"ca_file"`
 	// TokenFile has a bearer token for reading discovery and keys, as Kubernetes wants one. It is read
 	// each time.
@@ -181,16 +181,10 @@ func claimed(claims map[string]any, name string) []string {
 func (t *Trust) transport() (http.RoundTripper, error) {
 	var out http.RoundTripper
 	if t.CAFile != "" {
-		pem, err := os.ReadFile(t.CAFile)
+		transport, err := certificate.Transport(t.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("ca_file: %w", err)
 		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file %s: it has no certificate in PEM form", t.CAFile)
-		}
-		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 		out = transport
 	}
 	if t.TokenFile != "" {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/token"
 )
 
@@ -51,8 +52,11 @@ func newGuard(s Settings, logger *slog.Logger) (*guard, error) {
 	default:
 		url = clusterAuthority
 	}
-	var err error
-	if g.authority, err = token.NewAuthority(token.AuthorityConfig{URL: url, RevocationBound: s.RevocationBound, Logger: logger}); err != nil {
+	transport, err := certificate.Transport(s.AuthorityCA)
+	if err != nil {
+		return nil, fmt.Errorf("authority_ca: %w", err)
+	}
+	if g.authority, err = token.NewAuthority(token.AuthorityConfig{URL: url, RevocationBound: s.RevocationBound, Transport: transport, Logger: logger}); err != nil {
 		return nil, err
 	}
 	g.verifier = token.NewVerifier(token.Config{Keys: g.authority, Revocations: g.authority})

@@ -44,6 +44,7 @@ type Settings struct {
 	JWTAuthLocal        bool
 	JWTAuthDebug        bool
 	Authority           string
+	AuthorityCA         string
 	RevocationBound     time.Duration
 }
 
@@ -84,6 +85,7 @@ var Variables = []Setting{
 	{"jwt_auth_local", "false", "take http://127.0.0.1:8000 for the issuer, as when a gateway's port is forwarded", boolean(func(s *Settings) *bool { return &s.JWTAuthLocal })},
 	{"jwt_auth_debug", "false", "log why a call was refused", boolean(func(s *Settings) *bool { return &s.JWTAuthDebug })},
 	{"authority", "http://gateway.openfaas:8080", "URL of the tokens' issuer", str(func(s *Settings) *string { return &s.Authority })},
+	{"authority_ca", "", "file with the authorities (PEM) that an https authority is checked with; empty is the system's", str(func(s *Settings) *string { return &s.AuthorityCA })},
 	{"revocation_bound", "10s", "how long a revoked token may still be accepted", duration(func(s *Settings) *time.Duration { return &s.RevocationBound })},
 	{"OPENFAAS_NAME", "the bundle's name", "name of the function", str(func(s *Settings) *string { return &s.Name })},
 	{"OPENFAAS_NAMESPACE", "", "namespace of the function", str(func(s *Settings) *string { return &s.Namespace })},

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/provider/api"
 	"github.com/faas-predict/faas-predict/provider/client"
 	"github.com/faas-predict/faas-predict/provider/config"
@@ -105,11 +106,35 @@ func serveCommand() *cobra.Command {
 	return cmd
 }
 
+// endpoint is the flags that say where the provider is, and how it is talked to.
+type endpoint struct{ gateway, cacert, cert, key string }
+
+func (e *endpoint) register(flags *pflag.FlagSet) {
+	flags.StringVarP(&e.gateway, "gateway", "g", defaultGateway(), "URL of the provider (env OPENFAAS_URL)")
+	flags.StringVar(&e.cacert, "cacert", "", "file with the authorities (PEM) that an https provider is checked with; default: the system's, or env SSL_CERT_FILE")
+	flags.StringVar(&e.cert, "cert", "", "file with the certificate (PEM) to show to a provider that asks for one")
+	flags.StringVar(&e.key, "key", "", "file with that certificate's private key (PEM)")
+}
+
+func (e *endpoint) client(auth sdk.ClientAuth) (*client.Client, error) {
+	secure, err := certificate.ClientConfig(e.cacert, e.cert, e.key)
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(e.gateway, auth)
+	if err != nil {
+		return nil, err
+	}
+	c.SetTLS(secure)
+	return c, nil
+}
+
 // connection is the flags that every client command has.
 type connection struct {
-	gateway, username, dataDir string
-	passwordStdin              bool
-	dataDirFlag                *pflag.Flag
+	endpoint
+	username, dataDir string
+	passwordStdin     bool
+	dataDirFlag       *pflag.Flag
 }
 
 func defaultGateway() string {
@@ -122,7 +147,7 @@ func defaultGateway() string {
 func (c *connection) flags(cmd *cobra.Command) { c.register(cmd.Flags()) }
 
 func (c *connection) register(flags *pflag.FlagSet) {
-	flags.StringVarP(&c.gateway, "gateway", "g", defaultGateway(), "URL of the provider (env OPENFAAS_URL)")
+	c.endpoint.register(flags)
 	flags.StringVarP(&c.username, "username", "u", "", "user; default: what faas-cli login or faas-predict login saved, else the local provider's admin files")
 	flags.BoolVarP(&c.passwordStdin, "password-stdin", "s", false, "read the password from standard input")
 	flags.StringVar(&c.dataDir, "data-dir", os.Getenv("data_dir"), "data_dir of a provider on this machine, for its admin files (env data_dir)")
@@ -138,7 +163,7 @@ func (c *connection) open(stdin io.Reader) (*client.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		return client.New(c.gateway, &sdk.BasicAuth{Username: c.username, Password: password})
+		return c.client(&sdk.BasicAuth{Username: c.username, Password: password})
 	}
 	cfg, err := config.Read(func(name string) string {
 		if name == "data_dir" {
@@ -153,7 +178,7 @@ func (c *connection) open(stdin io.Reader) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.New(c.gateway, credentials)
+	return c.client(credentials)
 }
 
 func pushCommand() *cobra.Command {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,11 +21,11 @@ import (
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/provider/api"
 	"github.com/faas-predict/faas-predict/provider/backend/process"
 	"github.com/faas-predict/faas-predict/provider/config"
 	"github.com/faas-predict/faas-predict/provider/registry"
-	"github.com/faas-predict/faas-predict/watchdog/http1"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
@@ -67,12 +68,22 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tokens.close()) }()
+	var secure *tls.Config // nil: plain HTTP
+	if cfg.TLS.Set() {
+		files, err := certificate.Open(cfg.TLS, nil)
+		if err != nil {
+			return err
+		}
+		defer files.Close()
+		metrics.MustRegister(files.Metric())
+		secure = files.Config()
+	}
 	functions, err := process.Open(ctx, cfg, db, models)
 	if err != nil {
 		return err
 	}
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), functions)
-	server := api.HTTPServer(api.New(api.Options{
+	server := api.NewHTTPServer(api.New(api.Options{
 		Backend:       functions,
 		Functions:     functions,
 		Models:        models,
@@ -81,10 +92,10 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		BehindGateway: cfg.BehindGateway,
 		Version:       version(),
 		Metrics:       metrics,
-	}), cfg.ReadTimeout, cfg.WriteTimeout)
+	}), cfg.ReadTimeout, cfg.WriteTimeout, secure)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
-	slog.Info("serving", "address", listener.Addr().String(), "data_dir", cfg.DataDir, "backend", cfg.Backend, "basic_auth", cfg.BasicAuth)
+	slog.Info("serving", "address", listener.Addr().String(), "data_dir", cfg.DataDir, "backend", cfg.Backend, "tls", cfg.TLS.Set(), "basic_auth", cfg.BasicAuth)
 
 	select {
 	case err = <-failed:
@@ -98,7 +109,7 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 
 // shutDown ends in this order: no new requests, then log streams (which Close of the backend ends),
 // then functions once their calls are answered.
-func shutDown(ctx context.Context, server *http1.Server, functions *process.Backend, drain time.Duration) error {
+func shutDown(ctx context.Context, server api.HTTPServer, functions *process.Backend, drain time.Duration) error {
 	functions.EndStreams()
 	quiet, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()

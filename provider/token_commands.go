@@ -33,25 +33,26 @@ func issuerCommands() []*cobra.Command {
 
 // registered is the flags of commands that ask for a token as a registered client.
 type registered struct {
-	gateway, client string
-	secretStdin     bool
+	endpoint
+	name        string
+	secretStdin bool
 }
 
 func (r *registered) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&r.gateway, "gateway", "g", defaultGateway(), "URL of the provider (env OPENFAAS_URL)")
-	cmd.Flags().StringVarP(&r.client, "username", "u", "", "name of a registered client")
+	r.register(cmd.Flags())
+	cmd.Flags().StringVarP(&r.name, "username", "u", "", "name of a registered client")
 	cmd.Flags().BoolVarP(&r.secretStdin, "password-stdin", "s", false, "read the client's secret from standard input")
 }
 
 func (r *registered) open(stdin io.Reader) (c *client.Client, secret string, err error) {
-	if r.client == "" || !r.secretStdin {
+	if r.name == "" || !r.secretStdin {
 		// Arguments of a process are there for everyone to read, so there is no flag for the secret.
 		return nil, "", errors.New("give --username and the client's secret on standard input with --password-stdin")
 	}
 	if secret, err = readSecret(stdin); err != nil {
 		return nil, "", err
 	}
-	c, err = client.New(r.gateway, nil)
+	c, err = r.client(nil)
 	return c, secret, err
 }
 
@@ -90,7 +91,7 @@ func tokenCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			issued, err := provider.Token(cmd.Context(), r.client, secret, scope, audience)
+			issued, err := provider.Token(cmd.Context(), r.name, secret, scope, audience)
 			if err != nil {
 				return err
 			}
@@ -119,7 +120,7 @@ The token holds for half an hour unless the client or the provider was given ano
 			if err != nil {
 				return err
 			}
-			issued, err := provider.Token(cmd.Context(), r.client, secret, "", nil)
+			issued, err := provider.Token(cmd.Context(), r.name, secret, "", nil)
 			if err != nil {
 				return err
 			}

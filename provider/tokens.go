@@ -1,14 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/auth/token"
 	"github.com/faas-predict/faas-predict/provider/api"
@@ -26,7 +27,11 @@ type tokens struct {
 // provider listens on.
 func openTokens(cfg *config.Config, port int, metrics prometheus.Registerer) (*tokens, error) {
 	if cfg.Authority != "" {
-		authority, err := token.NewAuthority(token.AuthorityConfig{URL: cfg.Authority, RevocationBound: cfg.RevocationBound})
+		transport, err := certificate.Transport(cfg.AuthorityCA)
+		if err != nil {
+			return nil, fmt.Errorf("setting authority_ca: %w", err)
+		}
+		authority, err := token.NewAuthority(token.AuthorityConfig{URL: cfg.Authority, RevocationBound: cfg.RevocationBound, Transport: transport})
 		if err != nil {
 			return nil, fmt.Errorf("setting authority: %w", err)
 		}
@@ -35,46 +40,36 @@ func openTokens(cfg *config.Config, port int, metrics prometheus.Registerer) (*t
 			close:    func() error { authority.Close(); return nil },
 		}, nil
 	}
-	trust, err := readTrust(cfg.TrustFile)
-	if err != nil {
-		return nil, err
-	}
 	own, err := issuer.Open(issuer.Config{
 		URL: issuerURL(cfg, port), Dir: filepath.Join(cfg.DataDir, "auth"), AccessTTL: cfg.AccessTTL, RefreshTTL: cfg.RefreshTTL,
-		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, Trust: trust, Metrics: metrics,
+		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, Metrics: metrics,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the issuer: %w", err)
 	}
+	stop := func() {}
+	if cfg.TrustFile != "" {
+		if stop, err = own.FollowTrust(cfg.TrustFile); err != nil {
+			return nil, errors.Join(err, own.Close())
+		}
+	}
 	return &tokens{
 		verifier: token.NewVerifier(token.Config{Keys: own.Keys(), Revocations: own.Revocations()}),
 		issuer:   &api.Issuer{Handler: own.Handler(), Admin: own.AdminHandler()},
-		close:    own.Close,
+		close:    func() error { stop(); return own.Close() },
 	}, nil
-}
-
-func readTrust(file string) ([]issuer.Trust, error) {
-	if file == "" {
-		return nil, nil
-	}
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("trust_file: %w", err)
-	}
-	trust, err := issuer.ParseTrust(raw)
-	if err != nil {
-		return nil, fmt.Errorf("trust_file %s: %w", file, err)
-	}
-	return trust, nil
 }
 
 func issuerURL(cfg *config.Config, port int) string {
 	if cfg.IssuerURL != "" {
 		return cfg.IssuerURL
 	}
-	host := cfg.ListenAddress
+	scheme, host := "http", cfg.ListenAddress
+	if cfg.TLS.Set() {
+		scheme = "https"
+	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, strconv.Itoa(port))
+	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(port))
 }

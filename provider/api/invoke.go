@@ -127,6 +127,9 @@ func forwarded(r *http.Request) {
 	if r.Header.Get("X-Forwarded-Host") == "" {
 		r.Header.Set("X-Forwarded-Host", r.Host)
 	}
+	if r.TLS != nil && r.Header.Get("X-Forwarded-Proto") == "" {
+		r.Header.Set("X-Forwarded-Proto", "https")
+	}
 }
 
 func quote(name string) string {

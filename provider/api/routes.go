@@ -10,10 +10,8 @@ package api
 import (
 	"context"
 	"io"
-	"log/slog"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -22,7 +20,6 @@ import (
 	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
-	"github.com/faas-predict/faas-predict/watchdog/http1"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
@@ -178,29 +175,4 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.system.ServeHTTP(w, r)
-}
-
-// HTTPServer returns a server for the handler with limits on everything a client can hold open. read and
-// write are 0 for no limit.
-func HTTPServer(h http.Handler, read, write time.Duration) *http1.Server {
-	const idle, head = 3 * time.Minute, 10 * time.Second
-	return &http1.Server{
-		Handler: h,
-		Takes: func(r *http.Request) bool {
-			// Only net/http bounds the time until an answer is there.
-			return write == 0 && strings.HasPrefix(r.URL.Path, functionPrefix)
-		},
-		HeadTimeout: head,
-		ReadTimeout: read,
-		IdleTimeout: idle,
-		Logger:      slog.Default(),
-		Rest: &http.Server{
-			Handler:           h,
-			ReadHeaderTimeout: head,
-			ReadTimeout:       read,
-			WriteTimeout:      write,
-			IdleTimeout:       idle,
-			MaxHeaderBytes:    256 << 10,
-		},
-	}
 }

@@ -4,6 +4,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -31,6 +32,13 @@ func New(gateway string, auth sdk.ClientAuth) (*Client, error) {
 		return nil, fmt.Errorf("gateway %q: want a URL such as http://127.0.0.1:8080", gateway)
 	}
 	return &Client{gateway: u, auth: auth, http: &http.Client{}}, nil
+}
+
+// SetTLS says how an https provider is talked to. It must come before the first request.
+func (c *Client) SetTLS(config *tls.Config) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = config
+	c.http.Transport = transport
 }
 
 // SDK returns go-sdk's client for the same provider.

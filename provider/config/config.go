@@ -15,6 +15,7 @@ import (
 
 	"github.com/openfaas/faas-provider/types"
 
+	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/auth/token"
 	"github.com/faas-predict/faas-predict/provider/backend"
@@ -59,6 +60,7 @@ type Config struct {
 	BehindGateway       bool
 	JWTAuth             bool   // functions want a token unless their annotation says otherwise
 	Authority           string // "" = the issuer in this process
+	AuthorityCA         string // "" = the system's certificates
 	IssuerURL           string // "" = derived from address and port
 	AccessTTL           time.Duration
 	RefreshTTL          time.Duration
@@ -66,6 +68,7 @@ type Config struct {
 	KeyRotation         time.Duration
 	TrustFile           string
 	RevocationBound     time.Duration
+	TLS                 certificate.Files
 	LogFormat, LogLevel string
 }
 
@@ -173,7 +176,11 @@ var Settings = []Setting{
 		c.Authority = v
 		return nil
 	}},
-	{"issuer_url", "", "URL at which clients and functions reach this provider's issuer; it is the name in its tokens. Default: http, listen_address or 127.0.0.1, and port.", func(c *Config, v string) error {
+	{"authority_ca", "", "File with the authorities (PEM) that the certificate of authority is checked with. It is read at each connection. Default: the system's.", func(c *Config, v string) error {
+		c.AuthorityCA = v
+		return nil
+	}},
+	{"issuer_url", "", "URL at which clients and functions reach this provider's issuer; it is the name in its tokens. Default: http or https, listen_address or 127.0.0.1, and port.", func(c *Config, v string) error {
 		c.IssuerURL = v
 		return nil
 	}},
@@ -192,13 +199,25 @@ var Settings = []Setting{
 		c.KeyRotation, err = durationWithin(v, issuer.MinKeyRotation, longest)
 		return err
 	}},
-	{"trust_file", "", "File that lists outside OpenID Connect issuers whose tokens may be exchanged.", func(c *Config, v string) error {
+	{"trust_file", "", "File that lists outside OpenID Connect issuers whose tokens may be exchanged. It is read again when it changes.", func(c *Config, v string) error {
 		c.TrustFile = v
 		return nil
 	}},
 	{"revocation_bound", "10s", "With authority: how long a revoked token may still be accepted. This provider's own issuer is asked at once.", func(c *Config, v string) (err error) {
 		c.RevocationBound, err = durationWithin(v, time.Second, longest)
 		return err
+	}},
+	{"tls_cert", "", "File with the certificate and its chain (PEM). With tls_key: the port speaks HTTPS only. Files are read again when they change.", func(c *Config, v string) error {
+		c.TLS.Cert = v
+		return nil
+	}},
+	{"tls_key", "", "File with the certificate's private key (PEM).", func(c *Config, v string) error {
+		c.TLS.Key = v
+		return nil
+	}},
+	{"tls_client_ca", "", "File with authorities (PEM): only clients with a certificate of theirs may connect.", func(c *Config, v string) error {
+		c.TLS.ClientCA = v
+		return nil
 	}},
 	{"log_format", "text", "The provider's own log lines on stderr: text or json.", func(c *Config, v string) error {
 		return oneOf(&c.LogFormat, v, "text", "json")
@@ -226,6 +245,12 @@ func Read(lookup func(name string) string) (*Config, error) {
 	}
 	if c.Authority != "" && (c.IssuerURL != "" || c.TrustFile != "") {
 		return nil, fmt.Errorf("settings issuer_url and trust_file are for this provider's own issuer, and with authority it has none")
+	}
+	if c.AuthorityCA != "" && c.Authority == "" {
+		return nil, fmt.Errorf("setting authority_ca is for the certificate of authority, which is not set")
+	}
+	if err := c.TLS.Check("tls_cert", "tls_key", "tls_client_ca"); err != nil {
+		return nil, err
 	}
 	if c.RefreshTTL < c.AccessTTL {
 		return nil, fmt.Errorf("setting refresh_ttl is %s, want no less than access_ttl, %s", c.RefreshTTL, c.AccessTTL)

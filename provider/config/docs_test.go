@@ -12,7 +12,7 @@ import (
 // derived are the defaults that depend on the machine; the guide describes them in words.
 var derived = map[string]string{
 	"data_dir":   "see below",
-	"issuer_url": "http, listen_address or 127.0.0.1, and port",
+	"issuer_url": "http or https, listen_address or 127.0.0.1, and port",
 }
 
 func TestGuideListsEverySettingWithItsDefault(t *testing.T) {

@@ -44,6 +44,8 @@ type provider struct {
 	cmd     *exec.Cmd
 	output  *output
 	ended   chan struct{}
+	scheme  string
+	http    *http.Client
 	*sdk.Client
 	password string
 }
@@ -69,7 +71,7 @@ func newProvider(t *testing.T, env ...string) *provider {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p := &provider{t: t, program: program, dir: dir, port: freeTCPPort(t), env: env}
+	p := &provider{t: t, program: program, dir: dir, port: freeTCPPort(t), env: env, scheme: "http", http: http.DefaultClient}
 	t.Cleanup(func() {
 		p.stop()
 		if t.Failed() {
@@ -128,7 +130,7 @@ func (p *provider) start() {
 	}()
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		res, err := http.Get(p.url("/healthz"))
+		res, err := p.http.Get(p.url("/healthz"))
 		if err == nil {
 			res.Body.Close()
 			break
@@ -148,12 +150,14 @@ func (p *provider) start() {
 	}
 	p.password = string(password)
 	u, _ := url.Parse(p.url(""))
-	p.Client = sdk.NewClient(u, &sdk.BasicAuth{Username: "admin", Password: p.password}, http.DefaultClient)
+	p.Client = sdk.NewClient(u, &sdk.BasicAuth{Username: "admin", Password: p.password}, p.http)
 }
 
 func (p *provider) data() string { return filepath.Join(p.dir, "data") }
 
-func (p *provider) url(path string) string { return fmt.Sprintf("http://127.0.0.1:%d%s", p.port, path) }
+func (p *provider) url(path string) string {
+	return fmt.Sprintf("%s://127.0.0.1:%d%s", p.scheme, p.port, path)
+}
 
 // kill ends the provider as a power cut would, but for the disk.
 func (p *provider) kill() {
@@ -210,7 +214,7 @@ func (p *provider) deploy(spec types.FunctionDeployment) {
 // call answers with status and body.
 func (p *provider) call(name, body string) (int, string) {
 	p.t.Helper()
-	res, err := http.Post(p.url("/function/"+name), "text/plain", strings.NewReader(body))
+	res, err := p.http.Post(p.url("/function/"+name), "text/plain", strings.NewReader(body))
 	if err != nil {
 		return 0, err.Error()
 	}

@@ -19,6 +19,12 @@ import (
 // ErrInvalid is wrapped by every error about a split that breaks a rule.
 var ErrInvalid = errors.New("invalid split")
 
+// Headers by which a caller chooses a version, in the form that net/http stores them.
+const (
+	PinHeader     = "X-Model-Version"
+	SessionHeader = "X-Session-Id"
+)
+
 // Whole is the weight of all calls.
 const Whole Weight = 1000
 

@@ -28,6 +28,9 @@ type Stats struct {
 	nanos   atomic.Uint64
 }
 
+// StatusCutOff is what a call counts as whose answer did not arrive whole.
+const StatusCutOff = 0
+
 // Count adds a call that was answered with an HTTP status.
 func (s *Stats) Count(status int, took time.Duration) {
 	if status < 0 || status >= len(s.codes) {

@@ -117,7 +117,7 @@ func (p *Pool) call(c *conn, w http.ResponseWriter, r *http.Request, target, hos
 			c.w.Write(body.Bytes())
 		}
 		if err := c.w.Flush(); err != nil {
-			return 0, broken(r.Context(), err)
+			return 0, c.broken(r.Context(), err)
 		}
 	}
 
@@ -132,7 +132,7 @@ func (p *Pool) call(c *conn, w http.ResponseWriter, r *http.Request, target, hos
 		if upload != nil && errors.Is(err, syscall.ECONNRESET) {
 			return 0, fmt.Errorf("%w: %w", ErrBroken, err)
 		}
-		return 0, broken(r.Context(), err)
+		return 0, c.broken(r.Context(), err)
 	}
 	answer, reuse, err := head.body(c.r, r.Method)
 	if err != nil {
@@ -157,11 +157,14 @@ func (p *Pool) call(c *conn, w http.ResponseWriter, r *http.Request, target, hos
 // A Unix socket tells what an Internet socket cannot: when its peer closes with bytes unread, our
 // next read gives ECONNRESET, and once it has closed, a write gives EPIPE. Either way the function
 // did not get the whole request, and sending it again cannot run it twice. End of file means that
-// all of it was read.
-func broken(ctx context.Context, err error) error {
+// all of it was read. Over TCP only a write that fails says so much.
+func (c *conn) broken(ctx context.Context, err error) error {
+	var op *net.OpError
+	writing := errors.As(err, &op) && op.Op == "write"
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%w: %w", ErrClientGone, ctx.Err())
+	case c.remote && !writing:
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return fmt.Errorf("%w: %w", ErrUnreached, err)
 	}

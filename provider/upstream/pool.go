@@ -1,16 +1,16 @@
-// Package upstream carries an HTTP request to a process of this machine and its answer back, by one
-// of two ways.
+// Package upstream carries an HTTP request to a function's process or container and its answer back, by
+// one of two ways.
 //
-// A small request goes over a link (see watchdog/link), where calls that are ready together share
-// their system calls.
+// A small request to a process of this machine goes over a link (see watchdog/link), where calls that
+// are ready together share their system calls.
 //
 // What streams, is large, or finds no link goes over HTTP/1.1, by a client of our own: net/http's
 // Transport reads and writes each connection in goroutines of its own, two hand-overs a call, which
 // costs more than everything else on this path. Here the caller's goroutine writes the request and
-// reads the answer on a pooled Unix-socket connection. Only a body too large to buffer gets a second
+// reads the answer on a pooled connection, on a Unix socket or over TCP. Only a body too large to buffer gets a second
 // goroutine, because then both directions stream at once.
 //
-// No function, name or route may enter here: a Pool knows one process.
+// No function, name or route may enter here: a Pool knows one process or container.
 package upstream
 
 import (
@@ -35,13 +35,17 @@ const (
 	// surelyOpen is how long an idle connection is used without looking whether it is still open.
 	// The look costs a system call; without it a closed one is found at the write, which is safe too.
 	surelyOpen = 50 * time.Millisecond
+
+	// idleOverTCP is how long a TCP connection is kept idle: less than fwatchdog keeps it, so that
+	// the two do not cross. On a Unix socket it is safe when they do.
+	idleOverTCP = 20 * time.Second
 )
 
-// Pool holds the connections to one process.
+// Pool holds the connections to one process or container.
 type Pool struct {
-	socket  string
-	maxIdle int
-	links   links
+	network, address string // as net.Dial takes them
+	maxIdle          int
+	links            links
 
 	mu     sync.Mutex
 	idle   []*conn // the last one was used last
@@ -52,7 +56,12 @@ type Pool struct {
 // keeps at most maxIdle idle connections and opens none yet. linkSocket is where the process takes
 // links, "" for nowhere.
 func NewPool(socket, linkSocket string, maxIdle int) *Pool {
-	return &Pool{socket: socket, maxIdle: maxIdle, links: links{socket: linkSocket}}
+	return &Pool{network: "unix", address: socket, maxIdle: maxIdle, links: links{socket: linkSocket}}
+}
+
+// NewTCPPool is NewPool for a container that serves HTTP at address, HOST:PORT.
+func NewTCPPool(address string, maxIdle int) *Pool {
+	return &Pool{network: "tcp", address: address, maxIdle: maxIdle}
 }
 
 // Close closes the idle connections and the link, and connections in use when their call ends. Safe
@@ -69,8 +78,9 @@ func (p *Pool) Close() {
 }
 
 type conn struct {
-	*net.UnixConn
+	net.Conn
 	raw    syscall.RawConn
+	remote bool // over TCP: see broken
 	r      *bufio.Reader
 	w      *bufio.Writer
 	reused bool
@@ -94,7 +104,7 @@ func (p *Pool) get(ctx context.Context) (*conn, error) {
 		c := p.idle[n-1]
 		p.idle = p.idle[:n-1]
 		p.mu.Unlock()
-		if time.Since(c.idleSince) < surelyOpen || c.quiet() {
+		if c.usable(time.Since(c.idleSince)) {
 			c.reused = true
 			return c, nil
 		}
@@ -105,21 +115,21 @@ func (p *Pool) get(ctx context.Context) (*conn, error) {
 // dial opens a connection of its own, whatever is idle.
 func (p *Pool) dial(ctx context.Context) (*conn, error) {
 	dialer := net.Dialer{Timeout: dialTimeout}
-	nc, err := dialer.DialContext(ctx, "unix", p.socket)
+	nc, err := dialer.DialContext(ctx, p.network, p.address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to function: %w", err)
 	}
-	uc := nc.(*net.UnixConn)
-	raw, err := uc.SyscallConn()
+	raw, err := nc.(syscall.Conn).SyscallConn()
 	if err != nil {
-		uc.Close()
+		nc.Close()
 		return nil, fmt.Errorf("connect to function: %w", err)
 	}
 	return &conn{
-		UnixConn: uc,
-		raw:      raw,
-		r:        bufio.NewReaderSize(uc, readBufferBytes),
-		w:        bufio.NewWriterSize(uc, writeBufferBytes),
+		Conn:   nc,
+		raw:    raw,
+		remote: p.network == "tcp",
+		r:      bufio.NewReaderSize(nc, readBufferBytes),
+		w:      bufio.NewWriterSize(nc, writeBufferBytes),
 	}, nil
 }
 
@@ -136,6 +146,15 @@ func (p *Pool) put(c *conn) {
 		p.mu.Unlock()
 	}
 	c.Close()
+}
+
+// usable reports whether a connection that was idle for so long can carry a call. Over TCP that is always
+// looked at: a write to a connection that its peer has closed succeeds there.
+func (c *conn) usable(idle time.Duration) bool {
+	if c.remote {
+		return idle < idleOverTCP && c.quiet()
+	}
+	return idle < surelyOpen || c.quiet()
 }
 
 // quiet reports whether an idle connection is still open with nothing to read: bytes that nobody

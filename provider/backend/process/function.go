@@ -8,8 +8,6 @@ import (
 	"maps"
 	"slices"
 	"sort"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,14 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
-	"github.com/faas-predict/faas-predict/provider/traffic"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 	"github.com/faas-predict/faas-predict/watchdog/model"
-)
-
-// OpenFaaS's labels for the least and the largest number of replicas.
-const (
-	scaleMinLabel = "com.openfaas.scale.min"
-	scaleMaxLabel = "com.openfaas.scale.max"
 )
 
 // function is what is known of a name. It exists for others once it has a record.
@@ -37,15 +29,14 @@ type function struct {
 	loading sync.Mutex      // held, before change, to start and resize versions
 	change  sync.Mutex      // held, briefly, to store record and move the calls
 	pins    []backend.Model // what record needs while nothing of it is loaded
-	record  atomic.Pointer[record]
+	record  atomic.Pointer[deployment.Record]
 	route   atomic.Pointer[route] // nil while scaled to zero or not started yet
 	invoked atomic.Uint64
 
 	stopLoading atomic.Pointer[context.CancelFunc] // of the revision that loads, if any
 	progress    atomic.Pointer[string]             // of a rollout
 
-	marksLock sync.Mutex
-	marks     map[string]mark // by version
+	marks deployment.Marks
 }
 
 // claim returns the function of that name, made if need be, for a change.
@@ -54,7 +45,7 @@ func (b *Backend) claim(ref backend.Ref) *function {
 	defer b.mu.Unlock()
 	f := b.functions[ref]
 	if f == nil {
-		f = &function{ref: ref, marks: map[string]mark{}}
+		f = &function{ref: ref}
 		b.functions[ref] = f
 	}
 	f.claims++
@@ -81,84 +72,13 @@ func (b *Backend) existing(ref backend.Ref) (*function, error) {
 	return f, nil
 }
 
-// checkSpec holds a deployment to the rules that need no look at anything else, and fills in its
-// namespace.
-func (b *Backend) checkSpec(spec *types.FunctionDeployment) (backend.Ref, error) {
-	ref, err := backend.ParseRef(spec.Service, spec.Namespace)
-	if err != nil {
-		return ref, err
-	}
-	spec.Service, spec.Namespace = ref.Name, ref.Namespace
-	if err := backend.CheckAccess(spec); err != nil {
-		return ref, err
-	}
-	if _, err := specLimits(spec.Limits); err != nil {
-		return ref, fmt.Errorf("limits: %w", err)
-	}
-	if _, err := specLimits(spec.Requests); err != nil {
-		return ref, fmt.Errorf("requests: %w", err)
-	}
-	for name, value := range spec.EnvVars {
-		switch {
-		case name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00"):
-			return ref, fmt.Errorf("%w environment variable %.60q: its name may not be empty or hold =, and nothing may hold a zero byte", backend.ErrInvalid, name)
-		case reserved[name]:
-			return ref, fmt.Errorf("%w environment variable %q: the provider sets it", backend.ErrInvalid, name)
-		}
-	}
-	for _, name := range spec.Secrets {
-		if err := checkSecretName(name); err != nil {
-			return ref, err
-		}
-	}
-	_, err = b.leastReplicas(spec)
-	return ref, err
-}
-
-func specLimits(r *types.FunctionResources) (limits, error) {
-	if r == nil {
-		return limits{}, nil
-	}
-	memory, err := parseMemory(r.Memory)
-	if err != nil {
-		return limits{}, err
-	}
-	cpu, err := parseCPU(r.CPU)
-	return limits{memory: memory, cpu: cpu}, err
-}
-
-// leastReplicas is how many replicas the labels ask for at first. The largest number is only checked:
-// a label that this provider can never honour is better refused than kept.
-func (b *Backend) leastReplicas(spec *types.FunctionDeployment) (uint64, error) {
-	least, err := b.scaleLabel(spec, scaleMinLabel, 1)
-	if err != nil {
-		return 0, err
-	}
-	most, err := b.scaleLabel(spec, scaleMaxLabel, b.config.MaxReplicas)
-	if err != nil {
-		return 0, err
-	}
-	if least = max(1, least); most < least {
-		return 0, fmt.Errorf("%w label %s: %d is less than %s, %d", backend.ErrInvalid, scaleMaxLabel, most, scaleMinLabel, least)
-	}
-	return least, nil
-}
-
-// scaleLabel reads a label that is a number of replicas.
-func (b *Backend) scaleLabel(spec *types.FunctionDeployment, label string, without uint64) (uint64, error) {
-	if spec.Labels == nil || (*spec.Labels)[label] == "" {
-		return without, nil
-	}
-	value := (*spec.Labels)[label]
-	n, err := strconv.ParseUint(value, 10, 32)
-	if err != nil || n > b.config.MaxReplicas {
-		return 0, fmt.Errorf("%w label %s: %.40q is not a number from 0 to %d, which is max_replicas", backend.ErrInvalid, label, value, b.config.MaxReplicas)
-	}
-	return n, nil
+// rules are what this backend's deployments are held to.
+func (b *Backend) rules() deployment.Rules {
+	return deployment.Rules{MaxReplicas: b.config.MaxReplicas, Reserved: reserved}
 }
 
 // plan turns a checked deployment into a launch. It may build a Python environment.
-func (b *Backend) plan(ctx context.Context, d deployed, m backend.Model, id identity, log *journal) (*launch, error) {
+func (b *Backend) plan(ctx context.Context, d deployment.Deployed, m backend.Model, id identity, log *journal) (*launch, error) {
 	spec := d.Spec
 	var interpreter string
 	var err error
@@ -170,7 +90,7 @@ func (b *Backend) plan(ctx context.Context, d deployed, m backend.Model, id iden
 	if err != nil {
 		return nil, err
 	}
-	lim, err := specLimits(spec.Limits)
+	lim, err := deployment.ParseResources(spec.Limits)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +99,7 @@ func (b *Backend) plan(ctx context.Context, d deployed, m backend.Model, id iden
 		model:       m,
 		interpreter: interpreter,
 		id:          id,
-		limits:      lim,
+		limits:      limits{memory: lim.Memory, cpu: lim.CPU},
 		env:         spec.EnvVars,
 		secrets:     spec.Secrets,
 	}, nil
@@ -198,7 +118,7 @@ func (b *Backend) Update(_ context.Context, spec types.FunctionDeployment) error
 // deploy does not end with the request that asked for it: a client that gives up while a Python
 // environment is built finds the function there later.
 func (b *Backend) deploy(spec types.FunctionDeployment, update bool) error {
-	ref, err := b.checkSpec(&spec)
+	ref, err := b.rules().Check(&spec)
 	if err != nil {
 		return err
 	}
@@ -231,14 +151,18 @@ func (b *Backend) deploy(spec types.FunctionDeployment, update bool) error {
 			return err
 		}
 	}
-	err = b.revise(f, m.Version, func(old *record) (*record, error) {
+	err = b.revise(f, m.Version, func(old *deployment.Record) (*deployment.Record, error) {
 		switch {
 		case update && old == nil:
 			return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 		case !update && old != nil:
 			return nil, fmt.Errorf("function %s %w: update it instead", ref, backend.ErrExists)
 		}
-		return b.nextRecord(old, spec, m, uid)
+		next, err := b.rules().Deploy(old, deployment.Deployed{Model: m.Name, Version: m.Version, Spec: spec})
+		if err == nil && old == nil {
+			next.UID = uid
+		}
+		return next, err
 	})
 	if err != nil {
 		b.freeUID(uid)
@@ -246,40 +170,8 @@ func (b *Backend) deploy(spec types.FunctionDeployment, update bool) error {
 	return err
 }
 
-// nextRecord is what a deployment will store.
-func (b *Backend) nextRecord(old *record, spec types.FunctionDeployment, m backend.Model, uid int) (*record, error) {
-	least, err := b.leastReplicas(&spec)
-	if err != nil {
-		return nil, err
-	}
-	next := &record{UID: uid}
-	if old != nil {
-		next = old.clone()
-	}
-	next.abandon() // a rollout that is not over is no split to go back to
-	next.Spec, next.CreatedAt, next.Note = spec, time.Now().UTC(), ""
-	next.Replicas = min(max(least, next.Replicas), b.config.MaxReplicas) // which may be smaller than it was
-	var annotations map[string]string
-	if spec.Annotations != nil {
-		annotations = *spec.Annotations
-	}
-	split, rollout, err := traffic.Deploy(annotations, next.Split, m.Version)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
-	}
-	next.drop(m.Version)
-	for _, version := range append(split.Versions(), m.Version) {
-		if next.find(version) == nil {
-			next.Versions = append(next.Versions, deployed{Model: m.Name, Version: version, Spec: spec})
-		}
-	}
-	next.move(split)
-	next.Rollout = rollout
-	return next, nil
-}
-
 // storeRecord makes the record the function's, unless a secret was deleted since a launch read it.
-func (b *Backend) storeRecord(f *function, r *record) error {
+func (b *Backend) storeRecord(f *function, r *deployment.Record) error {
 	b.names.Lock()
 	defer b.names.Unlock()
 	for _, d := range r.Versions {
@@ -333,11 +225,11 @@ func (b *Backend) Scale(_ context.Context, ref backend.Ref, replicas uint64) err
 	if err != nil {
 		return err
 	}
-	return b.revise(f, "", func(old *record) (*record, error) {
+	return b.revise(f, "", func(old *deployment.Record) (*deployment.Record, error) {
 		if old == nil {
 			return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 		}
-		next := old.clone()
+		next := old.Clone()
 		next.Replicas = replicas
 		return next, nil
 	})
@@ -375,9 +267,7 @@ func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
 	}
 	pins := f.pins
 	f.pins = nil
-	f.marksLock.Lock()
-	clear(f.marks)
-	f.marksLock.Unlock()
+	f.marks.Clear()
 	b.background.Go(func() {
 		var all sync.WaitGroup
 		for _, g := range generations {

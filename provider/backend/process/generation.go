@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/faas-predict/faas-predict/provider/backend/mirror"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
@@ -18,7 +19,7 @@ type generation struct {
 	launch   *launch
 	log      *journal
 	stats    *traffic.Stats
-	mirrored mirrored
+	mirrored mirror.Mirror
 	current  atomic.Pointer[instance] // ready to be called, or nil
 	wanted   atomic.Uint64            // workers
 

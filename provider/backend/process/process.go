@@ -26,7 +26,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 	"github.com/faas-predict/faas-predict/provider/config"
+	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
 // Backend implements backend.Backend.
@@ -67,7 +69,7 @@ func Open(ctx context.Context, cfg *config.Config, db *bbolt.DB, models backend.
 		functions: map[backend.Ref]*function{},
 		journals:  map[backend.Ref]*journal{},
 		uids:      map[int]bool{},
-		rollouts:  newRollouts(),
+		rollouts:  traffic.NewRollouts(),
 	}
 	b.alive, b.end = context.WithCancel(context.Background())
 	var err error
@@ -186,14 +188,14 @@ func (b *Backend) restore() error {
 	starts.SetLimit(startsAtOnce)
 	var pending []func() error
 	for _, r := range records {
-		f := b.claim(r.ref())
+		f := b.claim(r.Ref())
 		f.record.Store(r)
 		b.unclaim(f)
 		if r.UID != 0 {
 			b.uids[r.UID] = true
 		}
 		if f.pins, err = b.pin(r); err != nil {
-			return fmt.Errorf("function %s needs a version that is gone: %w", r.ref(), err)
+			return fmt.Errorf("function %s needs a version that is gone: %w", r.Ref(), err)
 		}
 		if r.Rollout != nil {
 			b.background.Go(func() { b.guard(f, r.Rollout) })
@@ -218,11 +220,11 @@ func (b *Backend) restore() error {
 
 // resume starts a stored function, the version with most calls first, and leaves a version that does
 // not start to be tried again. The caller holds f.loading.
-func (b *Backend) resume(f *function, r *record) {
-	versions := r.keeps(b.config.KeepWarm)
+func (b *Backend) resume(f *function, r *deployment.Record) {
+	versions := r.Keeps(b.config.KeepWarm)
 	slices.SortStableFunc(versions, func(x, y string) int { return int(r.Split.Weight(y)) - int(r.Split.Weight(x)) })
 	for _, version := range versions {
-		d := *r.find(version)
+		d := *r.Find(version)
 		if err := b.resumeVersion(f, d, r, true); err != nil && b.alive.Err() == nil {
 			b.background.Go(func() { b.retryVersion(f, d) })
 		}
@@ -241,7 +243,7 @@ func (b *Backend) resume(f *function, r *record) {
 
 // resumeVersion starts one version and adds it to the function's route, or with supervise, once it can
 // be planned, whatever keeps trying to start it.
-func (b *Backend) resumeVersion(f *function, d deployed, r *record, supervise bool) error {
+func (b *Backend) resumeVersion(f *function, d deployment.Deployed, r *deployment.Record, supervise bool) error {
 	ctx, cancel := withTimeout(b.alive, b.config.DeployTimeout)
 	defer cancel()
 	log := b.journal(f.ref)
@@ -275,14 +277,14 @@ func (b *Backend) resumeVersion(f *function, d deployed, r *record, supervise bo
 }
 
 // retryVersion keeps trying a version that could not even be planned, as long as it is needed.
-func (b *Backend) retryVersion(f *function, d deployed) {
+func (b *Backend) retryVersion(f *function, d deployment.Deployed) {
 	for backoff := firstBackoff; pause(b.alive, backoff); backoff = min(backoff*2, lastBackoff) {
 		f.loading.Lock()
 		r := f.record.Load()
-		over := r == nil || r.Replicas == 0 || r.find(d.Version) == nil || f.route.Load().generation(d.Version) != nil
+		over := r == nil || r.Replicas == 0 || r.Find(d.Version) == nil || f.route.Load().generation(d.Version) != nil
 		var err error
 		if !over {
-			err = b.resumeVersion(f, *r.find(d.Version), r, true)
+			err = b.resumeVersion(f, *r.Find(d.Version), r, true)
 		}
 		f.loading.Unlock()
 		if over || err == nil {
@@ -301,7 +303,7 @@ func (b *Backend) addLoaded(f *function, g *generation) {
 	if rt := f.route.Load(); rt != nil {
 		maps.Copy(loaded, rt.loaded)
 	}
-	if r == nil || b.alive.Err() != nil || loaded[version] != nil || !slices.Contains(r.keeps(b.config.KeepWarm), version) {
+	if r == nil || b.alive.Err() != nil || loaded[version] != nil || !slices.Contains(r.Keeps(b.config.KeepWarm), version) {
 		b.background.Go(func() { g.retire(0) })
 		return
 	}

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 	"github.com/faas-predict/faas-predict/provider/config"
 )
 
@@ -235,11 +236,11 @@ func TestDeployRefuses(t *testing.T) {
 		"env with =":       func(s *types.FunctionDeployment) { s.EnvVars = map[string]string{"A=B": ""} },
 		"missing secret":   func(s *types.FunctionDeployment) { s.Secrets = []string{"key"} },
 		"secret traversal": func(s *types.FunctionDeployment) { s.Secrets = []string{"../key"} },
-		"scale label":      func(s *types.FunctionDeployment) { s.Labels = label(scaleMinLabel, "many") },
-		"too many at once": func(s *types.FunctionDeployment) { s.Labels = label(scaleMinLabel, "257") },
-		"too many later":   func(s *types.FunctionDeployment) { s.Labels = label(scaleMaxLabel, "257") },
+		"scale label":      func(s *types.FunctionDeployment) { s.Labels = label(deployment.ScaleMinLabel, "many") },
+		"too many at once": func(s *types.FunctionDeployment) { s.Labels = label(deployment.ScaleMinLabel, "257") },
+		"too many later":   func(s *types.FunctionDeployment) { s.Labels = label(deployment.ScaleMaxLabel, "257") },
 		"most below least": func(s *types.FunctionDeployment) {
-			s.Labels = &map[string]string{scaleMinLabel: "3", scaleMaxLabel: "2"}
+			s.Labels = &map[string]string{deployment.ScaleMinLabel: "3", deployment.ScaleMaxLabel: "2"}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -588,42 +589,6 @@ func TestJournalStaysWithinItsBytes(t *testing.T) {
 	if j.bytes > 10_000+maxLineBytes+lineOverhead || len(j.lines) == 0 {
 		t.Errorf("%d bytes in %d lines", j.bytes, len(j.lines))
 	}
-}
-
-func TestQuantities(t *testing.T) {
-	for in, want := range map[string]int64{"": 0, "128Mi": 128 << 20, "1.5Gi": 3 << 29, "64M": 64e6, "33554432": 32 << 20} {
-		if got, err := parseMemory(in); err != nil || got != want {
-			t.Errorf("parseMemory(%q) = %d, %v; want %d", in, got, err, want)
-		}
-	}
-	for in, want := range map[string]int64{"": 0, "100m": 100, "1": 1000, "0.5": 500, "2.25": 2250} {
-		if got, err := parseCPU(in); err != nil || got != want {
-			t.Errorf("parseCPU(%q) = %d, %v; want %d", in, got, err, want)
-		}
-	}
-	for _, in := range []string{"1", "abc", "128mi", "128 Mi", "-1Gi", "1e9", "99999999999Ti", "Mi", "٣Gi"} {
-		if got, err := parseMemory(in); err == nil {
-			t.Errorf("parseMemory(%q) = %d", in, got)
-		}
-	}
-	for _, in := range []string{"1m", "abc", "0.5m", "-1", "1e3", "inf", "0"} {
-		if got, err := parseCPU(in); err == nil {
-			t.Errorf("parseCPU(%q) = %d", in, got)
-		}
-	}
-}
-
-func FuzzQuantities(f *testing.F) {
-	f.Add("128Mi")
-	f.Add("100m")
-	f.Fuzz(func(t *testing.T, s string) {
-		if n, err := parseMemory(s); err == nil && s != "" && n < leastMemory {
-			t.Errorf("parseMemory(%q) = %d", s, n)
-		}
-		if n, err := parseCPU(s); err == nil && s != "" && n < leastCPU {
-			t.Errorf("parseCPU(%q) = %d", s, n)
-		}
-	})
 }
 
 // memoryGroup reads which memory group a process is in.

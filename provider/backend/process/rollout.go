@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
@@ -48,25 +49,12 @@ var errOver = errors.New("the rollout is over")
 // endStep moves the calls as a verdict asks. It reports whether the step is over.
 func (b *Backend) endStep(f *function, rollout *traffic.Rollout, verdict traffic.Verdict, why string) bool {
 	result, text := "", ""
-	err := b.revise(f, "", func(old *record) (*record, error) {
+	err := b.revise(f, "", func(old *deployment.Record) (*deployment.Record, error) {
 		if old == nil || old.Rollout != rollout {
 			return nil, errOver
 		}
-		next := old.clone()
-		switch last := rollout.Step == len(rollout.Steps)-1; {
-		case verdict == traffic.Broken:
-			result, text = "rolled_back", "rolled back at "+rollout.Steps[rollout.Step].String()+" %: "+why
-			next.abandon()
-			next.Note = text
-		case last:
-			result, text = "complete", "version "+rollout.Version+" has passed every step"
-			next.Rollout, next.Note = nil, text
-		default:
-			step := *rollout
-			step.Step++
-			result, text = "step", "goes on to "+step.Steps[step.Step].String()+" %"
-			next.Rollout, next.Split = &step, step.Split()
-		}
+		next := old.Clone()
+		result, text = next.EndStep(verdict, why)
 		return next, nil
 	})
 	switch {

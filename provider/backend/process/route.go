@@ -1,19 +1,16 @@
 package process
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
+	"github.com/faas-predict/faas-predict/provider/backend/mirror"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/provider/upstream"
-)
-
-// Headers by which a caller chooses a version, in the form that net/http stores them.
-const (
-	pinHeader     = "X-Model-Version"
-	sessionHeader = "X-Session-Id"
 )
 
 // route says which generation answers a call. It never changes: a function moves its calls by
@@ -44,7 +41,7 @@ func (rt *route) generation(version string) *generation {
 }
 
 // runs is the generation of a version of that very model, or nil.
-func (rt *route) runs(d *deployed) *generation {
+func (rt *route) runs(d *deployment.Deployed) *generation {
 	if g := rt.generation(d.Version); g != nil && g.launch.model.Name == d.Model {
 		return g
 	}
@@ -53,7 +50,7 @@ func (rt *route) runs(d *deployed) *generation {
 
 // pick chooses for one call: what it names, else what its session or chance says.
 func (rt *route) pick(header http.Header) (*generation, error) {
-	if pins := header[pinHeader]; len(pins) > 0 && pins[0] != "" {
+	if pins := header[traffic.PinHeader]; len(pins) > 0 && pins[0] != "" {
 		g := rt.loaded[pins[0]]
 		if g == nil {
 			return nil, fmt.Errorf("%w: %.130q", backend.ErrNoVersion, pins[0])
@@ -64,7 +61,7 @@ func (rt *route) pick(header http.Header) (*generation, error) {
 		return rt.only, nil
 	}
 	session := ""
-	if ids := header[sessionHeader]; len(ids) > 0 {
+	if ids := header[traffic.SessionHeader]; len(ids) > 0 {
 		session = ids[0]
 	}
 	return rt.loaded[rt.split.Pick(session)], nil
@@ -102,9 +99,6 @@ func (f *function) enter(header http.Header) (*route, *generation, *instance, er
 	}
 }
 
-// statusCutOff is what a call counts as whose answer did not arrive whole.
-const statusCutOff = 0
-
 // Forward carries a call to the function and its answer back; see upstream.Pool.Forward. A function
 // that exists but cannot be called now gives backend.ErrNotReady or backend.ErrScaledOff, a version
 // that it does not have backend.ErrNoVersion.
@@ -122,18 +116,42 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	began := time.Now()
 	var status int
 	if rt.mirror != nil && rt.mirror != g {
-		status, err = b.forwardWithCopy(rt.mirror, i, w, r, target, host, header)
+		status, err = rt.mirror.mirrored.Forward(i.pool.Forward, b.copiesTo(rt.mirror), w, r, target, host, header)
 	} else {
 		status, err = i.pool.Forward(w, r, target, host, header)
 	}
 	counted := status
 	if err != nil && r.Context().Err() == nil {
-		counted = statusCutOff
+		counted = traffic.StatusCutOff
 	} else if err != nil {
 		counted = upstream.StatusClientGone
 	}
 	g.stats.Count(counted, time.Since(began))
 	return status, err
+}
+
+// copiesTo sends copies of calls to a generation, which counts them like calls.
+func (b *Backend) copiesTo(g *generation) mirror.Later {
+	return func(send func(context.Context, mirror.Forward)) bool {
+		i := g.current.Load()
+		if i == nil || b.alive.Err() != nil {
+			return false
+		}
+		i.calls.Add(1)
+		b.background.Go(func() {
+			defer i.calls.Add(-1)
+			send(b.alive, func(w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
+				began := time.Now()
+				status, err := i.pool.Forward(w, r, target, host, header)
+				if err != nil {
+					status = traffic.StatusCutOff
+				}
+				g.stats.Count(status, time.Since(began))
+				return status, err
+			})
+		})
+		return true
+	}
 }
 
 // Annotation is one of those that the function was deployed with, "" without it, and whether there is such

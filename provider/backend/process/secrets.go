@@ -6,27 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"slices"
 	"sort"
 
 	"github.com/openfaas/faas-provider/types"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 )
-
-// secretName is what Kubernetes allows: it becomes a file's name.
-var secretName = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`)
-
-// maxSecretBytes is Kubernetes' limit too.
-const maxSecretBytes = 1 << 20
-
-func checkSecretName(name string) error {
-	if secretName.MatchString(name) {
-		return nil
-	}
-	return fmt.Errorf("%w secret name %.80q: use 1 to 253 of a-z, 0-9, - and ., with a letter or digit at both ends", backend.ErrInvalid, name)
-}
 
 // storedSecret is a secret's record. The database file can be read by the provider's user only.
 type storedSecret struct {
@@ -40,20 +27,13 @@ func (b *Backend) checkSecret(s *types.Secret) ([]byte, error) {
 	if s.Namespace == "" {
 		s.Namespace = backend.DefaultNamespace
 	}
-	if err := checkSecretName(s.Name); err != nil {
+	if err := deployment.CheckSecretName(s.Name); err != nil {
 		return nil, err
 	}
 	if err := b.checkNamespace(s.Namespace); err != nil {
 		return nil, err
 	}
-	value := s.RawValue
-	if s.Value != "" {
-		value = []byte(s.Value)
-	}
-	if len(value) > maxSecretBytes {
-		return nil, fmt.Errorf("%w secret %s: it has %d bytes, %d are allowed", backend.ErrInvalid, s.Name, len(value), maxSecretBytes)
-	}
-	return value, nil
+	return deployment.SecretValue(*s, deployment.MaxSecretBytes)
 }
 
 func (b *Backend) secretValue(namespace, name string) ([]byte, error) {
@@ -170,7 +150,7 @@ func (b *Backend) DeleteSecret(_ context.Context, name, namespace string) error 
 	}
 	for _, f := range b.in(s.Namespace) {
 		r := f.record.Load()
-		if r != nil && slices.ContainsFunc(r.Versions, func(d deployed) bool { return slices.Contains(d.Spec.Secrets, name) }) {
+		if r != nil && slices.ContainsFunc(r.Versions, func(d deployment.Deployed) bool { return slices.Contains(d.Spec.Secrets, name) }) {
 			return fmt.Errorf("secret %s is %w by function %s", name, backend.ErrInUse, f.ref)
 		}
 	}

@@ -5,154 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
 
-	"github.com/openfaas/faas-provider/types"
 	"go.etcd.io/bbolt"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
-	"github.com/faas-predict/faas-predict/provider/traffic"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 )
-
-// deployed is a version that a function knows, and the deployment that brought it: as that it runs
-// whenever it is loaded, so that a rollback leads back to its environment, secrets and limits too.
-type deployed struct {
-	Model   string                   `json:"model"`
-	Version string                   `json:"version"`
-	Spec    types.FunctionDeployment `json:"spec"`
-}
-
-// record is all that is kept of a function: from it the function is started again. A stored record
-// is never changed; clone makes the next one.
-type record struct {
-	Spec      types.FunctionDeployment `json:"spec"`     // what was deployed last, word for word
-	Versions  []deployed               `json:"versions"` // of Split, of Before and of what Rollout leads back to
-	Split     traffic.Split            `json:"traffic"`
-	Before    []traffic.Split          `json:"before,omitempty"` // what a rollback leads to, the newest first
-	Rollout   *traffic.Rollout         `json:"rollout,omitempty"`
-	Note      string                   `json:"rollout_note,omitempty"` // how the last rollout ended
-	Replicas  uint64                   `json:"replicas"`
-	UID       int                      `json:"uid"` // 0 when the provider is not root
-	CreatedAt time.Time                `json:"created_at"`
-
-	// Of records from before there were splits.
-	Model   string `json:"model,omitempty"`
-	Version string `json:"version,omitempty"`
-}
-
-// upgrade turns a record from before there were splits into one with a split.
-func (r *record) upgrade() {
-	if len(r.Versions) == 0 {
-		r.Versions = []deployed{{Model: r.Model, Version: r.Version, Spec: r.Spec}}
-		r.Split = traffic.All(r.Version)
-	}
-	r.Model, r.Version = "", ""
-	r.Before = slices.DeleteFunc(r.Before, func(s traffic.Split) bool {
-		return slices.ContainsFunc(s.Versions(), func(v string) bool { return r.find(v) == nil })
-	})
-}
-
-func (r *record) clone() *record {
-	next := *r
-	next.Versions, next.Before = slices.Clone(r.Versions), slices.Clone(r.Before)
-	return &next
-}
-
-func (r *record) find(version string) *deployed {
-	for i := range r.Versions {
-		if r.Versions[i].Version == version {
-			return &r.Versions[i]
-		}
-	}
-	return nil
-}
-
-func (r *record) drop(version string) {
-	r.Versions = slices.DeleteFunc(r.Versions, func(d deployed) bool { return d.Version == version })
-}
-
-// move makes split the one in force, and remembers the one before.
-func (r *record) move(split traffic.Split) {
-	if len(r.Split.Targets) > 0 && !split.Equal(r.Split) {
-		r.Before = append([]traffic.Split{r.Split}, r.Before...)
-		r.Before = r.Before[:min(len(r.Before), splitsKept)]
-	}
-	r.Split = split
-}
-
-// rollback makes the split before the one in force; it reports whether there was one. During a
-// rollout that is the split that the rollout began with.
-func (r *record) rollback() bool {
-	if r.Rollout != nil {
-		r.abandon()
-		return true
-	}
-	if len(r.Before) == 0 {
-		return false
-	}
-	r.Split, r.Before = r.Before[0], r.Before[1:]
-	return true
-}
-
-// abandon takes a rollout back as if it had never begun.
-func (r *record) abandon() {
-	if r.Rollout == nil {
-		return
-	}
-	r.Split, r.Rollout = r.Rollout.Base, nil
-	if len(r.Before) > 0 && r.Before[0].Equal(r.Split) {
-		r.Before = r.Before[1:]
-	}
-}
-
-// needs lists the versions that must be loaded: those of the split, and of the split that a rollout
-// may lead back to at any moment.
-func (r *record) needs() []string {
-	out := r.Split.Versions()
-	if r.Rollout != nil {
-		for _, version := range r.Rollout.Base.Versions() {
-			if !slices.Contains(out, version) {
-				out = append(out, version)
-			}
-		}
-	}
-	return out
-}
-
-// keeps lists the versions that stay loaded if they are: those that are needed, and the last warm ones
-// of the splits before, so that a rollback finds them ready.
-func (r *record) keeps(warm int) []string {
-	out := r.needs()
-	for _, before := range r.Before {
-		for _, t := range before.Targets {
-			if warm > 0 && !slices.Contains(out, t.Version) {
-				out = append(out, t.Version)
-				warm--
-			}
-		}
-	}
-	return out
-}
-
-// tidy forgets the versions that no split names any more, and checks that it knows the others.
-func (r *record) tidy() error {
-	named := r.needs()
-	for _, before := range r.Before {
-		named = append(named, before.Versions()...)
-	}
-	r.Versions = slices.DeleteFunc(r.Versions, func(d deployed) bool { return !slices.Contains(named, d.Version) })
-	for _, version := range named {
-		if r.find(version) == nil {
-			return fmt.Errorf("function %s: version %s is in a split and not known", r.ref(), version)
-		}
-	}
-	return nil
-}
-
-func (r *record) ref() backend.Ref {
-	return backend.Ref{Namespace: r.Spec.Namespace, Name: r.Spec.Service}
-}
 
 var (
 	functionsBucket  = []byte("functions")
@@ -222,19 +80,19 @@ func (s store) each(bucket []byte, visit func(raw []byte) error) error {
 	return nil
 }
 
-func (s store) functions() ([]*record, error) {
-	var out []*record
+func (s store) functions() ([]*deployment.Record, error) {
+	var out []*deployment.Record
 	err := s.each(functionsBucket, func(raw []byte) error {
-		var r record
+		var r deployment.Record
 		out = append(out, &r)
 		err := json.Unmarshal(raw, &r)
-		r.upgrade()
+		r.Upgrade()
 		return err
 	})
 	return out, err
 }
 
-func (s store) putFunction(r *record) error {
+func (s store) putFunction(r *deployment.Record) error {
 	return s.put(functionsBucket, storeKey(r.Spec.Namespace, r.Spec.Service), r)
 }
 

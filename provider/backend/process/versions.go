@@ -8,14 +8,11 @@ import (
 	"maps"
 	"slices"
 	"sort"
-	"time"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
-
-// splitsKept bounds how far back a function can be rolled.
-const splitsKept = 10
 
 // revise makes what change returns for the function's present record its state: it loads the versions
 // that are needed and not loaded, stores the record, moves the calls in one step, and lets go of what is
@@ -25,7 +22,7 @@ const splitsKept = 10
 //
 // What needs nothing loaded is done at once, even while another revision loads: a rollback does not wait
 // for a deployment, which then goes on from what the rollback made.
-func (b *Backend) revise(f *function, fresh string, change func(old *record) (*record, error)) error {
+func (b *Backend) revise(f *function, fresh string, change func(old *deployment.Record) (*deployment.Record, error)) error {
 	if fresh == "" {
 		if done, err := b.reviseLoaded(f, change); done {
 			return err
@@ -72,7 +69,7 @@ func (b *Backend) revise(f *function, fresh string, change func(old *record) (*r
 }
 
 // reviseLoaded is revise for what needs nothing loaded; done is false when something does.
-func (b *Backend) reviseLoaded(f *function, change func(old *record) (*record, error)) (done bool, err error) {
+func (b *Backend) reviseLoaded(f *function, change func(old *deployment.Record) (*deployment.Record, error)) (done bool, err error) {
 	f.change.Lock()
 	defer f.change.Unlock()
 	base := f.record.Load()
@@ -86,7 +83,7 @@ func (b *Backend) reviseLoaded(f *function, change func(old *record) (*record, e
 	return b.commit(f, base, next, nil)
 }
 
-func (b *Backend) next(base *record, change func(old *record) (*record, error)) (*record, error) {
+func (b *Backend) next(base *deployment.Record, change func(old *deployment.Record) (*deployment.Record, error)) (*deployment.Record, error) {
 	if b.alive.Err() != nil {
 		return nil, fmt.Errorf("%w: the provider is shutting down", backend.ErrNotReady)
 	}
@@ -94,14 +91,14 @@ func (b *Backend) next(base *record, change func(old *record) (*record, error)) 
 	if err != nil || next == base {
 		return next, err
 	}
-	return next, next.tidy()
+	return next, next.Tidy()
 }
 
 // pin keeps from being deleted what a function needs while it has no generations that do so.
-func (b *Backend) pin(r *record) ([]backend.Model, error) {
+func (b *Backend) pin(r *deployment.Record) ([]backend.Model, error) {
 	var pins []backend.Model
 	for _, d := range r.Versions {
-		if !slices.Contains(r.needs(), d.Version) {
+		if !slices.Contains(r.Needs(), d.Version) {
 			continue
 		}
 		m, err := b.models.Pin(d.Model, d.Version)
@@ -121,13 +118,13 @@ func release(pins []backend.Model) {
 }
 
 // loadMissing starts what next needs and neither the route nor started has, and adds it to started.
-func (b *Backend) loadMissing(ctx context.Context, f *function, next *record, fresh string, started map[string]*generation) error {
+func (b *Backend) loadMissing(ctx context.Context, f *function, next *deployment.Record, fresh string, started map[string]*generation) error {
 	if next.Replicas == 0 {
 		return nil
 	}
 	rt := f.route.Load()
-	for _, version := range next.needs() {
-		d := next.find(version)
+	for _, version := range next.Needs() {
+		d := next.Find(version)
 		if started[version] != nil || (version != fresh && rt.runs(d) != nil) {
 			continue
 		}
@@ -142,7 +139,7 @@ func (b *Backend) loadMissing(ctx context.Context, f *function, next *record, fr
 
 // resizeLoaded gives the generations that run the number of workers that next asks for, or on an error
 // none of them. undo takes it back.
-func (b *Backend) resizeLoaded(ctx context.Context, f *function, next *record) (undo func(), err error) {
+func (b *Backend) resizeLoaded(ctx context.Context, f *function, next *deployment.Record) (undo func(), err error) {
 	type sized struct {
 		g      *generation
 		before uint64
@@ -159,8 +156,8 @@ func (b *Backend) resizeLoaded(ctx context.Context, f *function, next *record) (
 	if rt == nil || next.Replicas == 0 {
 		return undo, nil
 	}
-	for _, version := range next.keeps(b.config.KeepWarm) {
-		g := rt.runs(next.find(version))
+	for _, version := range next.Keeps(b.config.KeepWarm) {
+		g := rt.runs(next.Find(version))
 		if g == nil {
 			continue
 		}
@@ -176,7 +173,7 @@ func (b *Backend) resizeLoaded(ctx context.Context, f *function, next *record) (
 // commit stores next and moves the calls, unless the function is no longer what next was made from, or
 // next needs what is not loaded: then done is false. What it takes over of started it removes there.
 // The caller holds f.change.
-func (b *Backend) commit(f *function, base, next *record, started map[string]*generation) (done bool, err error) {
+func (b *Backend) commit(f *function, base, next *deployment.Record, started map[string]*generation) (done bool, err error) {
 	if f.record.Load() != base {
 		return false, nil
 	}
@@ -184,14 +181,14 @@ func (b *Backend) commit(f *function, base, next *record, started map[string]*ge
 	loaded := map[string]*generation{}
 	var pins []backend.Model
 	if next.Replicas > 0 {
-		for _, version := range next.keeps(b.config.KeepWarm) {
+		for _, version := range next.Keeps(b.config.KeepWarm) {
 			g := started[version]
 			if g == nil {
-				g = old.runs(next.find(version))
+				g = old.runs(next.Find(version))
 			}
 			if g != nil {
 				loaded[version] = g
-			} else if slices.Contains(next.needs(), version) {
+			} else if slices.Contains(next.Needs(), version) {
 				return false, nil
 			}
 		}
@@ -234,21 +231,21 @@ func (b *Backend) commit(f *function, base, next *record, started map[string]*ge
 }
 
 // load starts one version, its examples included, and returns when it could be called.
-func (b *Backend) load(ctx context.Context, f *function, d deployed, next *record) (*generation, error) {
-	f.mark(d.Version, mark{model: d.Model, state: backend.Loading})
+func (b *Backend) load(ctx context.Context, f *function, d deployment.Deployed, next *deployment.Record) (*generation, error) {
+	f.marks.Set(d.Version, deployment.Mark{Model: d.Model, State: backend.Loading})
 	g, err := b.launch(ctx, d, next, b.journal(f.ref))
 	if err != nil {
-		f.mark(d.Version, mark{model: d.Model, state: backend.Failed, reason: err.Error()})
+		f.marks.Set(d.Version, deployment.Mark{Model: d.Model, State: backend.Failed, Reason: err.Error()})
 		return nil, fmt.Errorf("version %s: %w", d.Version, err)
 	}
-	f.unmark(d.Version)
+	f.marks.Unset(d.Version)
 	if before := f.route.Load().generation(d.Version); before != nil && before.launch.model.Name == d.Model {
 		g.stats = before.stats
 	}
 	return g, nil
 }
 
-func (b *Backend) launch(ctx context.Context, d deployed, next *record, log *journal) (*generation, error) {
+func (b *Backend) launch(ctx context.Context, d deployment.Deployed, next *deployment.Record, log *journal) (*generation, error) {
 	m, err := b.models.Pin(d.Model, d.Version)
 	if errors.Is(err, backend.ErrNotFound) {
 		err = fmt.Errorf("%w; push it first", err)
@@ -269,81 +266,11 @@ func (b *Backend) launch(ctx context.Context, d deployed, next *record, log *jou
 
 // retireLater lets a generation that nobody can reach any more finish.
 func (b *Backend) retireLater(f *function, g *generation) {
-	f.mark(g.launch.model.Version, mark{model: g.launch.model.Name, state: backend.Draining})
+	f.marks.Set(g.launch.model.Version, deployment.Mark{Model: g.launch.model.Name, State: backend.Draining})
 	b.background.Go(func() {
 		g.retire(b.config.DrainTimeout)
-		f.drained(g.launch.model.Version)
+		f.marks.Drained(g.launch.model.Version)
 	})
-}
-
-// mark is what a function does with a version that its route does not say.
-type mark struct {
-	model  string
-	state  backend.State
-	reason string
-	at     time.Time
-}
-
-// marksKept bounds the failed versions that are remembered; only a deployment makes one.
-const marksKept = 32
-
-func (f *function) mark(version string, m mark) {
-	f.marksLock.Lock()
-	defer f.marksLock.Unlock()
-	m.at = time.Now()
-	f.marks[version] = m
-	if len(f.marks) <= marksKept {
-		return
-	}
-	oldest := ""
-	for v, m := range f.marks {
-		if m.state == backend.Failed && (oldest == "" || m.at.Before(f.marks[oldest].at)) {
-			oldest = v
-		}
-	}
-	delete(f.marks, oldest)
-}
-
-func (f *function) unmark(version string) {
-	f.marksLock.Lock()
-	defer f.marksLock.Unlock()
-	delete(f.marks, version)
-}
-
-// drained ends a version's draining, unless it is on its way back already.
-func (f *function) drained(version string) {
-	f.marksLock.Lock()
-	defer f.marksLock.Unlock()
-	if f.marks[version].state == backend.Draining {
-		delete(f.marks, version)
-	}
-}
-
-// forgive forgets that a version failed.
-func (f *function) forgive(model, version string) {
-	f.marksLock.Lock()
-	defer f.marksLock.Unlock()
-	if m := f.marks[version]; m.state == backend.Failed && m.model == model {
-		delete(f.marks, version)
-	}
-}
-
-// awaitDrained blocks until the version has answered what it had accepted and is let go.
-func (f *function) awaitDrained(ctx context.Context, model, version string) error {
-	for {
-		f.marksLock.Lock()
-		m := f.marks[version]
-		draining := m.state == backend.Draining && m.model == model
-		f.marksLock.Unlock()
-		if !draining {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("version %s is %w: it answers what it had accepted", version, backend.ErrInUse)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
 }
 
 // Traffic implements backend.Traffic.
@@ -366,9 +293,8 @@ func (f *function) traffic() backend.TrafficStatus {
 		out.RolloutNote = *note
 	}
 	rt := f.route.Load()
-	seen := map[string]bool{}
 	for _, d := range r.Versions {
-		if rt.generation(d.Version) == nil && !slices.Contains(r.needs(), d.Version) {
+		if rt.generation(d.Version) == nil && !slices.Contains(r.Needs(), d.Version) {
 			continue // known for a rollback
 		}
 		v := backend.VersionStatus{Model: d.Model, Version: d.Version, State: backend.Ready, Weight: r.Split.Weight(d.Version)}
@@ -377,7 +303,7 @@ func (f *function) traffic() backend.TrafficStatus {
 		}
 		if g := rt.generation(d.Version); g != nil {
 			counted := g.stats.Read()
-			v.Calls, v.Errors, v.Mirrored = counted.Calls, counted.Errors, g.mirrored.read()
+			v.Calls, v.Errors, v.Mirrored = counted.Calls, counted.Errors, g.mirrored.Read()
 			if g.current.Load() == nil {
 				v.State, v.Reason = backend.Loading, "it ended and is being started again"
 			}
@@ -387,24 +313,9 @@ func (f *function) traffic() backend.TrafficStatus {
 				v.State, v.Reason = backend.Registered, "the function is scaled to zero"
 			}
 		}
-		seen[d.Version] = true
 		out.Versions = append(out.Versions, v)
 	}
-	f.marksLock.Lock()
-	defer f.marksLock.Unlock()
-	for version, m := range f.marks {
-		switch {
-		case !seen[version]:
-			out.Versions = append(out.Versions, backend.VersionStatus{Model: m.model, Version: version, State: m.state, Reason: m.reason})
-		case m.state == backend.Failed:
-			at := slices.IndexFunc(out.Versions, func(v backend.VersionStatus) bool { return v.Version == version })
-			if v := &out.Versions[at]; rt.generation(version) == nil {
-				v.State, v.Reason = m.state, m.reason
-			} else {
-				v.Reason = "deploying it again failed: " + m.reason
-			}
-		}
-	}
+	out.Versions = f.marks.Merge(out.Versions, func(version string) bool { return rt.generation(version) != nil })
 	sort.Slice(out.Versions, func(i, j int) bool { return out.Versions[i].Version < out.Versions[j].Version })
 	return out
 }
@@ -414,24 +325,19 @@ func (b *Backend) SetTraffic(_ context.Context, ref backend.Ref, split traffic.S
 	if err := split.Check(); err != nil {
 		return backend.TrafficStatus{}, fmt.Errorf("%w: %w", backend.ErrInvalid, err)
 	}
-	return b.moveTraffic(ref, func(r *record) error {
-		model := r.find(r.Split.Targets[0].Version).Model
-		r.abandon()
+	return b.moveTraffic(ref, func(r *deployment.Record) error {
+		model := r.Find(r.Split.Targets[0].Version).Model
 		// Versions that the function does not know run as what was deployed last.
-		for _, version := range split.Versions() {
-			if r.find(version) == nil {
-				r.Versions = append(r.Versions, deployed{Model: model, Version: version, Spec: r.Spec})
-			}
-		}
-		r.move(split)
-		return nil
+		return r.SetSplit(split, func(version string) (deployment.Deployed, error) {
+			return deployment.Deployed{Model: model, Version: version, Spec: r.Spec}, nil
+		})
 	})
 }
 
 // Rollback implements backend.Traffic.
 func (b *Backend) Rollback(_ context.Context, ref backend.Ref) (backend.TrafficStatus, error) {
-	return b.moveTraffic(ref, func(r *record) error {
-		if !r.rollback() {
+	return b.moveTraffic(ref, func(r *deployment.Record) error {
+		if !r.Rollback() {
 			return fmt.Errorf("function %s has %w", ref, backend.ErrNothingBefore)
 		}
 		return nil
@@ -439,17 +345,16 @@ func (b *Backend) Rollback(_ context.Context, ref backend.Ref) (backend.TrafficS
 }
 
 // moveTraffic changes a function's split and nothing else of it.
-func (b *Backend) moveTraffic(ref backend.Ref, move func(*record) error) (backend.TrafficStatus, error) {
+func (b *Backend) moveTraffic(ref backend.Ref, move func(*deployment.Record) error) (backend.TrafficStatus, error) {
 	f, err := b.existing(ref)
 	if err != nil {
 		return backend.TrafficStatus{}, err
 	}
-	err = b.revise(f, "", func(old *record) (*record, error) {
+	err = b.revise(f, "", func(old *deployment.Record) (*deployment.Record, error) {
 		if old == nil {
 			return nil, fmt.Errorf("function %s %w", ref, backend.ErrNotFound)
 		}
-		next := old.clone()
-		next.Note = "" // whoever moves the calls by hand takes over from a rollout
+		next := old.Clone()
 		return next, move(next)
 	})
 	if err != nil {
@@ -480,34 +385,23 @@ func (b *Backend) Running(model string) []backend.TrafficStatus {
 
 // Unload implements backend.Traffic.
 func (b *Backend) Unload(ctx context.Context, model, version string) error {
-	forget := func(f *function) func(old *record) (*record, error) {
-		return func(old *record) (*record, error) {
-			if old == nil {
-				return nil, nil
-			}
-			d := old.find(version)
-			switch {
-			case d == nil || d.Model != model:
-				return old, nil
-			case slices.Contains(old.needs(), version):
-				return nil, fmt.Errorf("version %s of %s is %w: it is in the split of function %s", version, model, backend.ErrInUse, f.ref)
-			}
-			next := old.clone()
-			next.Before = slices.DeleteFunc(next.Before, func(s traffic.Split) bool { return slices.Contains(s.Versions(), version) })
-			return next, nil
+	forget := func(old *deployment.Record) (*deployment.Record, error) {
+		if old == nil {
+			return nil, nil
 		}
+		return old.Forget(model, version)
 	}
 	// No function is changed when one refuses.
 	for _, f := range b.all() {
-		if _, err := forget(f)(f.record.Load()); err != nil {
+		if _, err := forget(f.record.Load()); err != nil {
 			return err
 		}
 	}
 	for _, f := range b.all() {
-		err := b.revise(f, "", forget(f))
+		err := b.revise(f, "", forget)
 		if err == nil {
-			f.forgive(model, version)
-			err = f.awaitDrained(ctx, model, version)
+			f.marks.Forgive(model, version)
+			err = f.marks.AwaitDrained(ctx, model, version)
 		}
 		if err != nil {
 			return err

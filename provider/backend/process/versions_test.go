@@ -21,6 +21,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
+	"github.com/faas-predict/faas-predict/provider/backend/mirror"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
@@ -344,7 +346,7 @@ func TestAMirrorGetsCopiesThatNobodySees(t *testing.T) {
 	if _, body, err := b.call(t, "/", "the same from both"); err != nil || body != "the same from both" {
 		t.Errorf("%q, %v", body, err)
 	}
-	if _, _, err := b.call(t, "/", strings.Repeat("x", mirrorBody+1)); err != nil {
+	if _, _, err := b.call(t, "/", strings.Repeat("x", mirror.MaxBody+1)); err != nil {
 		t.Error(err)
 	}
 	if _, body, err := b.call(t, "/lines", "an answer\nof unknown\nlength\n"); err != nil || strings.Count(body, "\n") != 3 {
@@ -636,7 +638,7 @@ func TestAFailedDeploymentLeavesTheWorkersAsTheyWere(t *testing.T) {
 	b := withVersions(t, 1)
 	b.models.add(t, "iris:2_1", "# fail: no petals")
 	s := spec("iris:2_1")
-	s.Labels = &map[string]string{scaleMinLabel: "5"}
+	s.Labels = &map[string]string{deployment.ScaleMinLabel: "5"}
 	if err := b.Update(t.Context(), s); !errors.Is(err, backend.ErrFailed) {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package process
+package deployment
 
 import (
 	"fmt"
@@ -6,8 +6,29 @@ import (
 	"regexp"
 	"strconv"
 
+	"github.com/openfaas/faas-provider/types"
+
 	"github.com/faas-predict/faas-predict/provider/backend"
 )
+
+// Resources are limits or requests. 0 is none.
+type Resources struct {
+	Memory int64 // bytes
+	CPU    int64 // thousandths of a core
+}
+
+// ParseResources reads a deployment's limits or requests; nil has none.
+func ParseResources(r *types.FunctionResources) (Resources, error) {
+	if r == nil {
+		return Resources{}, nil
+	}
+	memory, err := parseMemory(r.Memory)
+	if err != nil {
+		return Resources{}, err
+	}
+	cpu, err := parseCPU(r.CPU)
+	return Resources{Memory: memory, CPU: cpu}, err
+}
 
 var (
 	memoryPattern = regexp.MustCompile(`^([0-9]{1,18})(\.[0-9]{1,3})?(k|M|G|T|Ki|Mi|Gi|Ti)?$`)

@@ -1,4 +1,4 @@
-package process
+package deployment
 
 import (
 	"fmt"
@@ -8,8 +8,6 @@ import (
 	"github.com/openfaas/faas-provider/types"
 	"pgregory.net/rapid"
 
-	"github.com/faas-predict/faas-predict/provider/backend"
-	"github.com/faas-predict/faas-predict/provider/config"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
@@ -33,8 +31,8 @@ func drawSplit(t *rapid.T) traffic.Split {
 func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		warm := rapid.IntRange(0, 3).Draw(t, "keep_warm")
-		b := &Backend{config: newConfig(t)}
-		r := &record{}
+		rules := Rules{MaxReplicas: 256}
+		r := &Record{}
 		var splits []traffic.Split
 		push := func(s traffic.Split) {
 			if len(splits) == 0 || !splits[len(splits)-1].Equal(s) {
@@ -61,7 +59,7 @@ func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 			if len(splits) == 0 {
 				old = nil
 			}
-			next, err := b.nextRecord(old, spec, backend.Model{Name: "iris", Version: version}, 0)
+			next, err := rules.Deploy(old, Deployed{Model: "iris", Version: version, Spec: spec})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +74,7 @@ func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 				if r.Rollout == nil {
 					return
 				}
-				r = r.clone()
+				r = r.Clone()
 				if r.Rollout.Step == len(r.Rollout.Steps)-1 {
 					r.Rollout = nil
 					return
@@ -88,7 +86,7 @@ func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 			},
 			"break": func(*rapid.T) {
 				abandon()
-				r = r.clone()
+				r = r.Clone()
 				r.abandon()
 			},
 			"move": func(t *rapid.T) {
@@ -97,11 +95,11 @@ func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 				}
 				s := drawSplit(t)
 				abandon()
-				r = r.clone()
+				r = r.Clone()
 				r.abandon()
 				for _, v := range s.Versions() {
-					if r.find(v) == nil {
-						r.Versions = append(r.Versions, deployed{Model: "iris", Version: v})
+					if r.Find(v) == nil {
+						r.Versions = append(r.Versions, Deployed{Model: "iris", Version: v})
 					}
 				}
 				r.move(s)
@@ -114,8 +112,8 @@ func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 				} else if possible {
 					splits = splits[:len(splits)-1]
 				}
-				r = r.clone()
-				if ok := r.rollback(); ok != possible {
+				r = r.Clone()
+				if ok := r.Rollback(); ok != possible {
 					t.Fatalf("%d splits, and rolling back says %v", len(splits), ok)
 				}
 			},
@@ -123,7 +121,7 @@ func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 				if len(splits) == 0 {
 					return
 				}
-				if err := r.tidy(); err != nil {
+				if err := r.Tidy(); err != nil {
 					t.Fatal(err)
 				}
 				if err := r.Split.Check(); err != nil {
@@ -147,19 +145,11 @@ func TestARecordKeepsSplitsAsAListDoes(t *testing.T) {
 					}
 					seen[d.Version] = true
 				}
-				needs, keeps := r.needs(), r.keeps(warm)
+				needs, keeps := r.Needs(), r.Keeps(warm)
 				if len(keeps) > len(needs)+warm || !slices.Equal(keeps[:len(needs)], needs) {
 					t.Fatalf("needs %v, keeps %v with keep_warm %d", needs, keeps, warm)
 				}
 			},
 		})
 	})
-}
-
-func newConfig(t interface{ Fatal(...any) }) *config.Config {
-	c, err := config.Read(func(string) string { return "" })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
 }

@@ -6,7 +6,10 @@ GOLANGCI_LINT := v2.12.2
 RUFF := 0.17.6
 export GOFLAGS := -buildvcs=false
 
-.PHONY: help build run test unit lint bench clean setup
+ENGINES := .cache/engines
+KUBERNETES := v1.34.4
+
+.PHONY: help build run test test-cluster engines unit lint bench clean setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,13 +30,23 @@ test: setup build lint unit ## everything: lint, unit, race, conformance and end
 unit:
 	go test -race -timeout 20m $$(go list ./... | grep -v /tests/)
 	@# These run programs that go test's cache does not look at.
-	go test -race -count=1 -timeout 20m ./tests/...
+	go test -race -count=1 -timeout 20m $$(go list ./tests/... | grep -v /tests/cluster)
 	@for model in examples/iris examples/ozone-python template/python3-predict/function; do \
 	  echo "== $$model"; (cd $$model && python3 -m unittest -q) || exit 1; \
 	  $(BIN)/fwatchdog check $$model || exit 1; done
 	@for model in examples/ozone template/r-predict/function; do \
 	  echo "== $$model"; (cd $$model && Rscript test_main.R) || exit 1; \
 	  $(BIN)/fwatchdog check $$model || exit 1; done
+
+test-cluster: setup build engines ## functions on real container engines; needs root
+	go test -race -count=1 -timeout 30m ./tests/cluster/...
+
+engines: ## build Kubernetes, etcd and Helm for test-cluster; some minutes, once
+	@mkdir -p $(ENGINES)
+	@cd tests/cluster/engines && export CGO_ENABLED=0 && \
+	  go build -trimpath -ldflags '-s -w' -o ../../../$(ENGINES)/etcd go.etcd.io/etcd/server/v3 && \
+	  go build -trimpath -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' \
+	    -o ../../../$(ENGINES)/ $$(go list tool | grep -v etcd)
 
 lint: setup
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }

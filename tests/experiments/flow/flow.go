@@ -53,13 +53,13 @@ type Given struct {
 func Solve(g Given) (Flows, error) {
 	switch {
 	case !(g.Clients >= 0) || math.IsInf(g.Clients, 0):
-		return Flows{}, fmt.Errorf("I_i is %v; it must be a finite intensity of 0 or more", g.Clients)
+		return Flows{}, fmt.Errorf("the offered flow I_i is %v; it must be a finite intensity of 0 or more", g.Clients)
 	case !share(g.EntryOut) || !share(g.WrapperToken) || !share(g.WrapperOut):
 		return Flows{}, fmt.Errorf("p_a0 = %v, p_ct = %v, p_c0 = %v; each must be from 0 to 1", g.EntryOut, g.WrapperToken, g.WrapperOut)
 	case g.WrapperToken+g.WrapperOut > 1+1e-12:
 		return Flows{}, fmt.Errorf("p_ct = %v and p_c0 = %v are more than 1 together", g.WrapperToken, g.WrapperOut)
 	case g.Instances < 1:
-		return Flows{}, fmt.Errorf("M is %d; it must be 1 or more", g.Instances)
+		return Flows{}, fmt.Errorf("the number of instances M is %d; it must be 1 or more", g.Instances)
 	}
 	f := Flows{Clients: g.Clients, EntryOut: g.EntryOut, WrapperToken: g.WrapperToken, WrapperOut: g.WrapperOut}
 	f.Token = g.WrapperToken * (1 - g.EntryOut) * g.Clients / (1 + g.WrapperToken*g.EntryOut)

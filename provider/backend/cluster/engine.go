@@ -36,11 +36,12 @@ type Engine interface {
 	// after the last change, MAY call it without a change or leave out states between, and MUST call it
 	// with neither record nor workloads once both are gone. Calls of observe come one after the other;
 	// observe does not block. Watch returns nil once every function that there was has been observed,
-	// and goes on in the background until ctx ends; it then calls observe no more, soon. What fails
-	// on the way is logged and tried again by the engine.
+	// and goes on in the background until ctx ends. What fails on the way is logged and tried again by
+	// the engine.
 	Watch(ctx context.Context, observe func(Function)) error
 
-	// Close lets go of the client. The functions go on.
+	// Close lets go of the client, once Watch's context has ended, and returns when observe is called no
+	// more. The functions go on.
 	Close() error
 }
 

@@ -20,6 +20,11 @@ type Deployed struct {
 	Model   string                   `json:"model"`
 	Version string                   `json:"version"`
 	Spec    types.FunctionDeployment `json:"spec"`
+
+	// Where an engine runs containers: Image is what Spec.Image stood for when it was deployed, and
+	// Workload names the containers. Each is "" while nobody has looked, or nothing is loaded.
+	Image    string `json:"image,omitempty"`
+	Workload string `json:"workload,omitempty"`
 }
 
 // Record is all that is kept of a function: from it the function is started again. A stored record

@@ -120,7 +120,9 @@ func (u Rules) Deploy(old *Record, d Deployed) (*Record, error) {
 	for _, version := range append(split.Versions(), d.Version) {
 		if next.Find(version) == nil {
 			added := d
-			added.Version = version
+			if version != d.Version {
+				added = Deployed{Model: d.Model, Version: version, Spec: d.Spec}
+			}
 			next.Versions = append(next.Versions, added)
 		}
 	}

@@ -1,0 +1,208 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/mirror"
+	"github.com/faas-predict/faas-predict/provider/traffic"
+	"github.com/faas-predict/faas-predict/provider/upstream"
+)
+
+// route says which version answers a call. It never changes: a function moves its calls by pointing
+// to another one.
+type route struct {
+	split  traffic.Split
+	loaded map[string]*version
+	only   *version // the one that gets all calls that name none, when there is one
+	mirror *version // gets copies; nil when there is none
+}
+
+// version is a version that a function has loaded.
+type version struct {
+	name     string
+	model    string
+	workload *workload
+	*counts
+}
+
+// counts outlive the workload: a version that is deployed again goes on counting.
+type counts struct {
+	stats    traffic.Stats
+	mirrored mirror.Mirror
+}
+
+func newRoute(split traffic.Split, loaded map[string]*version) *route {
+	rt := &route{split: split, loaded: loaded, mirror: loaded[split.Mirror]}
+	for _, t := range split.Targets {
+		if t.Weight == traffic.Whole {
+			rt.only = loaded[t.Version]
+		}
+	}
+	return rt
+}
+
+// version is the loaded version of that name, or nil. It is also nil on a nil route.
+func (rt *route) version(name string) *version {
+	if rt == nil {
+		return nil
+	}
+	return rt.loaded[name]
+}
+
+// pick chooses for one call: what it names, else what its session or chance says.
+func (rt *route) pick(header http.Header) (*version, error) {
+	if pins := header[traffic.PinHeader]; len(pins) > 0 && pins[0] != "" {
+		v := rt.loaded[pins[0]]
+		if v == nil {
+			return nil, fmt.Errorf("%w: %.130q", backend.ErrNoVersion, pins[0])
+		}
+		return v, nil
+	}
+	if rt.only != nil {
+		return rt.only, nil
+	}
+	session := ""
+	if sessions := header[traffic.SessionHeader]; len(sessions) > 0 {
+		session = sessions[0]
+	}
+	return rt.loaded[rt.split.Pick(session)], nil
+}
+
+// Forward carries a call to the function and its answer back; see upstream.Pool.Forward. A function
+// that exists but cannot be called now gives backend.ErrNotReady or backend.ErrScaledOff, a version
+// that it does not have backend.ErrNoVersion.
+func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
+	f, err := b.existing(ref)
+	if err != nil {
+		return 0, err
+	}
+	f.invoked.Add(1)
+	rt := f.route.Load()
+	if rt == nil {
+		if r := f.record.Load(); r != nil && r.Replicas == 0 {
+			return 0, fmt.Errorf("function %s is %w: scale it up to call it", ref, backend.ErrScaledOff)
+		}
+		return 0, fmt.Errorf("function %s is %w: it is being started", ref, backend.ErrNotReady)
+	}
+	v, err := rt.pick(header)
+	if err != nil {
+		return 0, fmt.Errorf("function %s: %w", ref, err)
+	}
+	if v == nil {
+		return 0, fmt.Errorf("function %s is %w: it is being started", ref, backend.ErrNotReady)
+	}
+	began := time.Now()
+	var status int
+	if rt.mirror != nil && rt.mirror != v {
+		status, err = rt.mirror.mirrored.Forward(v.forward, b.copiesTo(rt.mirror), w, r, target, host, header)
+	} else {
+		status, err = v.forward(w, r, target, host, header)
+	}
+	counted := status
+	switch {
+	case err == nil:
+	case r.Context().Err() != nil:
+		counted = upstream.StatusClientGone
+	case errors.Is(err, backend.ErrNotReady):
+		counted = http.StatusServiceUnavailable // a version that keeps ending must not look well
+	default:
+		counted = traffic.StatusCutOff
+	}
+	v.stats.Count(counted, time.Since(began))
+	if errors.Is(err, backend.ErrNotReady) {
+		err = fmt.Errorf("function %s: %w", ref, err)
+	}
+	return status, err
+}
+
+// maxTries bounds how many containers one call is offered to.
+const maxTries = 4
+
+// maxKept is the largest body that is read before the call is sent, so that it can be offered again. It
+// is what package upstream buffers too.
+const maxKept = 64 << 10
+
+var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// forward offers the call to a ready container, and to another as long as none got all of it: then
+// nothing ran.
+func (v *version) forward(w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
+	var kept *bytes.Buffer
+	body := r.Body
+	if r.ContentLength > 0 && r.ContentLength <= maxKept {
+		kept = bodies.Get().(*bytes.Buffer)
+		defer bodies.Put(kept)
+		kept.Reset()
+		if n, err := kept.ReadFrom(body); err != nil || n != r.ContentLength {
+			return 0, fmt.Errorf("%w while it sent its request: %w", upstream.ErrClientGone, err)
+		}
+		defer func() { r.Body = body }()
+	}
+	var tried []*endpoint
+	for {
+		e := v.workload.pick(tried)
+		if e == nil && len(tried) == 0 && v.workload.await(r.Context()) {
+			continue
+		}
+		if e == nil && len(tried) == 0 {
+			return 0, fmt.Errorf("version %s is %w: no container of it is ready", v.name, backend.ErrNotReady)
+		}
+		if e == nil {
+			return 0, fmt.Errorf("version %s is %w: none of %d containers could be reached", v.name, backend.ErrNotReady, len(tried))
+		}
+		if kept != nil {
+			r.Body = io.NopCloser(bytes.NewReader(kept.Bytes()))
+		}
+		e.calls.Add(1)
+		status, err := e.pool.Forward(w, r, target, host, header)
+		e.calls.Add(-1)
+		if !errors.Is(err, upstream.ErrUnreached) || r.Context().Err() != nil || len(tried)+1 == maxTries {
+			return status, err
+		}
+		e.shunned.Store(time.Now().Add(shunFor).UnixNano())
+		tried = append(tried, e)
+	}
+}
+
+// copiesTo sends copies of calls to a version, which counts them like calls.
+func (b *Backend) copiesTo(v *version) mirror.Later {
+	return func(send func(context.Context, mirror.Forward)) bool {
+		if b.alive.Err() != nil || v.workload.readyCount() == 0 {
+			return false
+		}
+		b.background.Go(func() {
+			send(b.alive, func(w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
+				began := time.Now()
+				status, err := v.forward(w, r, target, host, header)
+				if err != nil {
+					status = traffic.StatusCutOff
+				}
+				v.stats.Count(status, time.Since(began))
+				return status, err
+			})
+		})
+		return true
+	}
+}
+
+// Annotation is one of those that the function was deployed with, "" without it, and whether there is such
+// a function.
+func (b *Backend) Annotation(ref backend.Ref, name string) (value string, exists bool) {
+	f := b.known(ref)
+	if f == nil {
+		return "", false
+	}
+	r := f.record.Load()
+	if r != nil && r.Spec.Annotations != nil {
+		value = (*r.Spec.Annotations)[name]
+	}
+	return value, r != nil
+}

@@ -80,22 +80,18 @@ func readUpTo(w http.ResponseWriter, r *http.Request, limit int64, value any) er
 }
 
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
-	if s.leaving.Load() {
-		http.Error(w, "the provider is about to leave", http.StatusServiceUnavailable)
-		return
-	}
 	_, _ = io.WriteString(w, "OK\n")
 }
 
 func (s *Server) info(w http.ResponseWriter, _ *http.Request) {
 	version := types.VersionInfo{Release: s.version}
 	if s.behindGateway {
-		answer(w, http.StatusOK, types.ProviderInfo{Name: Name, Version: &version, Orchestration: "process"})
+		answer(w, http.StatusOK, types.ProviderInfo{Name: Name, Version: &version, Orchestration: s.orchestration})
 		return
 	}
 	answer(w, http.StatusOK, sdk.SystemInfo{
 		Arch:     runtime.GOARCH,
-		Provider: sdk.Provider{Provider: Name, Version: version, Orchestration: "process"},
+		Provider: sdk.Provider{Provider: Name, Version: version, Orchestration: s.orchestration},
 		Version:  version,
 	})
 }

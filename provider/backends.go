@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/bbolt"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/faas-predict/faas-predict/provider/api"
+	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/cluster"
+	"github.com/faas-predict/faas-predict/provider/backend/kubernetes"
+	"github.com/faas-predict/faas-predict/provider/backend/process"
+	"github.com/faas-predict/faas-predict/provider/config"
+)
+
+// running is what serve needs of a backend.
+type running interface {
+	backend.Backend
+	api.Functions
+	prometheus.Collector
+	// EndStreams ends the log streams that are open, which nothing else would end.
+	EndStreams()
+}
+
+// openBackend opens the backend that the settings name.
+func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models backend.Models) (running, error) {
+	switch cfg.Backend {
+	case config.Kubernetes:
+		return openKubernetes(ctx, cfg)
+	default:
+		return process.Open(ctx, cfg, db, models)
+	}
+}
+
+func openKubernetes(ctx context.Context, cfg *config.Config) (running, error) {
+	connection, err := kubernetes.Connect()
+	if err != nil {
+		return nil, err
+	}
+	engine, err := kubernetes.Open(kubernetes.Options{
+		Config:     connection,
+		Namespaces: cfg.KubernetesNamespaces,
+		User:       cfg.KubernetesUser,
+		PullPolicy: corev1.PullPolicy(cfg.KubernetesPullPolicy),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return openCluster(ctx, cfg, engine, kubernetes.Images{})
+}
+
+func openCluster(ctx context.Context, cfg *config.Config, engine cluster.Engine, images cluster.Images) (running, error) {
+	return cluster.Open(ctx, cluster.Options{
+		Engine:        engine,
+		Images:        images,
+		MaxReplicas:   cfg.MaxReplicas,
+		MaxIdleConns:  cfg.MaxIdleConns,
+		DeployTimeout: cfg.DeployTimeout,
+		DrainTimeout:  cfg.DrainTimeout,
+		KeepWarm:      cfg.KeepWarm,
+	})
+}

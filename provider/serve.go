@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -22,6 +23,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/faas-predict/faas-predict/auth/certificate"
+	"github.com/faas-predict/faas-predict/provider/accesslog"
 	"github.com/faas-predict/faas-predict/provider/api"
 	"github.com/faas-predict/faas-predict/provider/config"
 	"github.com/faas-predict/faas-predict/provider/registry"
@@ -82,29 +84,58 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), functions)
-	server := api.NewHTTPServer(api.New(api.Options{
+	surface := api.New(api.Options{
 		Backend:       functions,
 		Functions:     functions,
 		Models:        models,
 		Access:        api.Access{Basic: credentials, Tokens: tokens.verifier, Functions: cfg.JWTAuth},
 		Issuer:        tokens.issuer,
 		BehindGateway: cfg.BehindGateway,
+		MaxBodyBytes:  cfg.MaxBodyBytes,
+		Profiling:     cfg.Profiling,
 		Orchestration: cfg.Backend,
 		Version:       version(),
 		Metrics:       metrics,
-	}), cfg.ReadTimeout, cfg.WriteTimeout, secure)
+	})
+	var handler http.Handler = surface
+	if cfg.AccessLog != accesslog.Off {
+		lines := accesslog.New(os.Stdout, cfg.AccessLog, cfg.TrustedProxies, metrics)
+		defer lines.Close()
+		handler = lines.Handler(surface)
+	}
+	server := api.NewHTTPServer(handler, api.Limits{
+		Head: api.HeadTimeout, Read: cfg.ReadTimeout, Write: cfg.WriteTimeout, Idle: cfg.IdleTimeout,
+	}, secure)
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
+	go func() { failed <- server.Serve(api.LimitConnections(listener, maxConnections(cfg), metrics)) }()
 	slog.Info("serving", "address", listener.Addr().String(), "data_dir", cfg.DataDir, "backend", cfg.Backend, "tls", cfg.TLS.Set(), "basic_auth", cfg.BasicAuth)
 
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
-		slog.Info("shutting down: calls in progress may finish", "within", cfg.DrainTimeout)
+		surface.Leave()
+		slog.Info("shutting down: calls in progress may finish", "after", cfg.DrainDelay, "within", cfg.DrainTimeout)
+		select {
+		case err = <-failed:
+		case <-time.After(cfg.DrainDelay):
+		}
 	}
 	ending, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout+5*time.Second)
 	defer cancel()
 	return errors.Join(err, shutDown(ending, server, functions, cfg.DrainTimeout))
+}
+
+// maxConnections leaves the other half of the files for functions, models and the database.
+func maxConnections(cfg *config.Config) int {
+	const few = 512 // where the limit is unknown
+	var files syscall.Rlimit
+	if cfg.MaxConnections > 0 {
+		return cfg.MaxConnections
+	}
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return few
+	}
+	return int(max(1, min(files.Cur/2, 1<<20)))
 }
 
 // shutDown ends in this order: no new requests, then log streams (which Close of the backend ends),

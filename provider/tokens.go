@@ -42,7 +42,7 @@ func openTokens(cfg *config.Config, port int, metrics prometheus.Registerer) (*t
 	}
 	own, err := issuer.Open(issuer.Config{
 		URL: issuerURL(cfg, port), Dir: filepath.Join(cfg.DataDir, "auth"), AccessTTL: cfg.AccessTTL, RefreshTTL: cfg.RefreshTTL,
-		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, Metrics: metrics,
+		Algorithm: cfg.SigningAlgorithm, KeyRotation: cfg.KeyRotation, TrustedProxies: cfg.TrustedProxies, Metrics: metrics,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the issuer: %w", err)

@@ -85,8 +85,9 @@ func (f *failures) succeeded(name string, address netip.Addr) {
 	}
 }
 
-// addressOf is where a request came from: the peer, or what the last proxy that is not trusted was told.
-func addressOf(r *http.Request, proxies []netip.Prefix) netip.Addr {
+// ClientAddress is where a request came from: the peer, or what the last proxy that is not trusted was told by
+// X-Forwarded-For. It is the zero Addr for a peer that has none, on a Unix socket.
+func ClientAddress(r *http.Request, proxies []netip.Prefix) netip.Addr {
 	trusted := func(a netip.Addr) bool {
 		return slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(a) })
 	}

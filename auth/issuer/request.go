@@ -92,7 +92,7 @@ var repeatable = map[string]bool{"audience": true, "resource": true}
 
 // read takes the form out of a request. Nothing may be in the query, which logs keep.
 func (i *Issuer) read(w http.ResponseWriter, r *http.Request) (*request, *refusal) {
-	q := &request{Request: r, address: addressOf(r, i.cfg.TrustedProxies)}
+	q := &request{Request: r, address: ClientAddress(r, i.cfg.TrustedProxies)}
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
 		return q, refuse(codeInvalidRequest, "parameters must be in the body, not in the query")
 	}

@@ -211,7 +211,7 @@ func TestForwardedAddressIsBelievedFromProxiesOnly(t *testing.T) {
 		{"@", "invalid IP", []string{"1.1.1.1"}},
 	} {
 		r := &http.Request{RemoteAddr: c.peer, Header: http.Header{"X-Forwarded-For": c.forwarded}}
-		if got := addressOf(r, proxies); got.String() != c.want {
+		if got := ClientAddress(r, proxies); got.String() != c.want {
 			t.Errorf("%s with %v: %s, want %s", c.peer, c.forwarded, got, c.want)
 		}
 	}

@@ -106,7 +106,7 @@ func (m fakeModels) Delete(string, string) error          { return m.err }
 func server(f *fake, m fakeModels, behindGateway bool) *Server {
 	return New(Options{
 		Backend: f, Functions: f, Models: m, Access: Access{Basic: NewCredentials("admin", "secret")},
-		BehindGateway: behindGateway, Version: "v1", Metrics: prometheus.NewRegistry(),
+		BehindGateway: behindGateway, Profiling: true, Version: "v1", Metrics: prometheus.NewRegistry(),
 	})
 }
 
@@ -121,7 +121,7 @@ func ask(s http.Handler, method, target, body string, authorised bool) *httptest
 }
 
 // example fills a route's parameters in.
-var example = strings.NewReplacer("{name}", "iris", "{version}", "1_2", "{sha256}", "ab", "{path...}", "p")
+var example = strings.NewReplacer("{name}", "iris", "{version}", "1_2", "{sha256}", "ab", "{path...}", "p", "{profile...}", "heap")
 
 func TestEverySystemRouteAsksForCredentials(t *testing.T) {
 	s := server(&fake{}, fakeModels{}, false)

@@ -50,6 +50,15 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
+	body, fits := s.bound(r)
+	if !fits {
+		s.tooLarge(w, callID)
+		if exists {
+			s.metrics.called(ref, http.StatusRequestEntityTooLarge, time.Since(start))
+		}
+		return
+	}
+	defer body.unbind(r)
 	// First what was meant for this connection only: a client must not be able to name in Connection what is
 	// added here.
 	dropNamed(header)
@@ -76,6 +85,9 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 		}
 		// Cutting the connection is the one way to say that what came is not all.
 		panic(http.ErrAbortHandler)
+	case body.exceeded():
+		status = http.StatusRequestEntityTooLarge
+		s.tooLarge(w, callID)
 	case errors.Is(err, upstream.ErrClientGone):
 		status = upstream.StatusClientGone
 	case errors.Is(err, backend.ErrNotReady), errors.Is(err, backend.ErrScaledOff):

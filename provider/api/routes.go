@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -62,7 +63,8 @@ var Routes = []Route{
 	{"PUT", "/system/blobs/{sha256}", "Store a content for a later push: 201 new, 200 there already, 400 other content than the digest says, 413 too large.", method((*Server).putBlob)},
 	{"", functionPrefix + "{name}", "Call a function, as NAME or NAME.NAMESPACE.", method((*Server).invoke)},
 	{"", functionPrefix + "{name}/{path...}", "Call a function with a path of its own.", method((*Server).invoke)},
-	{"GET", "/healthz", "200 while the provider serves.", method((*Server).healthz)},
+	{"GET", "/system/debug/pprof/{profile...}", "Go's profiles of the provider, for go tool pprof: 404 unless the setting pprof is true.", method((*Server).profile)},
+	{"GET", "/healthz", "200 while the provider serves, 503 once it is about to leave.", method((*Server).healthz)},
 	{"GET", "/metrics", "Prometheus metrics.", func(s *Server) http.HandlerFunc {
 		return promhttp.HandlerFor(s.gatherer, promhttp.HandlerOpts{}).ServeHTTP
 	}},
@@ -108,6 +110,10 @@ type Options struct {
 	Issuer    *Issuer // nil: tokens are another issuer's
 	// BehindGateway makes /system/info answer a gateway rather than a client.
 	BehindGateway bool
+	// MaxBodyBytes bounds the body of a call; 0 does not: a function has a bound of its own.
+	MaxBodyBytes int64
+	// Profiling serves net/http/pprof to administrators.
+	Profiling     bool
 	Orchestration string // what runs the functions
 	Version       string
 	Metrics       *prometheus.Registry
@@ -119,6 +125,9 @@ type Server struct {
 	functions     Functions
 	models        Models
 	behindGateway bool
+	maxBodyBytes  int64
+	profiling     bool
+	leaving       atomic.Bool
 	orchestration string
 	version       string
 	gatherer      prometheus.Gatherer
@@ -135,6 +144,8 @@ func New(o Options) *Server {
 		functions:     o.Functions,
 		models:        o.Models,
 		behindGateway: o.BehindGateway,
+		maxBodyBytes:  o.MaxBodyBytes,
+		profiling:     o.Profiling,
 		orchestration: o.Orchestration,
 		version:       o.Version,
 		gatherer:      o.Metrics,
@@ -166,9 +177,16 @@ func New(o Options) *Server {
 
 const functionPrefix = "/function/"
 
+// Leave makes /healthz answer 503, so that whoever distributes calls sends them elsewhere, and lets each
+// connection end with its next answer. All else is served as before.
+func (s *Server) Leave() { s.leaving.Store(true) }
+
 // ServeHTTP implements http.Handler. Calls of functions, and questions about them, do not pass the mux: it
 // would answer a path that is not in its shortest form with a redirect, which a function's path may well be.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.leaving.Load() {
+		w.Header().Set("Connection", "close")
+	}
 	if strings.HasPrefix(r.URL.Path, functionPrefix) {
 		s.invoke(w, r)
 		return

@@ -80,6 +80,10 @@ func readUpTo(w http.ResponseWriter, r *http.Request, limit int64, value any) er
 }
 
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
+	if s.leaving.Load() {
+		http.Error(w, "the provider is about to leave", http.StatusServiceUnavailable)
+		return
+	}
 	_, _ = io.WriteString(w, "OK\n")
 }
 

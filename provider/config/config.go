@@ -8,6 +8,7 @@ package config
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/auth/token"
+	"github.com/faas-predict/faas-predict/provider/accesslog"
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
 )
@@ -49,9 +51,14 @@ type Config struct {
 	SecretMountPath     string // "" = admin below DataDir, generated when empty
 	ReadTimeout         time.Duration
 	WriteTimeout        time.Duration
+	IdleTimeout         time.Duration
+	MaxBodyBytes        int64 // 0 = no limit
+	MaxConnections      int   // 0 = half of what files may be open
+	TrustedProxies      []netip.Prefix
 	MaxIdleConns        int // to one function
 	DeployTimeout       time.Duration
 	DrainTimeout        time.Duration
+	DrainDelay          time.Duration
 	KeepWarm            int // versions without calls that a function keeps loaded
 	MaxModelBytes       int64
 	MaxReplicas         uint64
@@ -72,6 +79,8 @@ type Config struct {
 	RevocationBound     time.Duration
 	TLS                 certificate.Files
 	LogFormat, LogLevel string
+	AccessLog           string
+	Profiling           bool
 
 	KubernetesNamespaces []string
 	KubernetesUser       *int64 // nil = the image's, or the platform's
@@ -149,6 +158,26 @@ var Settings = []Setting{
 		c.WriteTimeout, err = duration(v)
 		return err
 	}},
+	{"idle_timeout", "3m", "How long a client's connection may wait for its next request. 0s: no limit.", func(c *Config, v string) (err error) {
+		c.IdleTimeout, err = duration(v)
+		return err
+	}},
+	{"max_body_bytes", "0", "Largest body of a call, in bytes, streams included. 0: no limit but a function's own max_body_bytes.", func(c *Config, v string) error {
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil || n < 0 {
+			return fmt.Errorf("is %q, want a number of bytes, or 0 for no limit", v)
+		}
+		c.MaxBodyBytes = n
+		return nil
+	}},
+	{"max_connections", "0", "Most connections of clients at a time; others wait until one is closed. 0: half of the files that this process may have open.", func(c *Config, v string) (err error) {
+		c.MaxConnections, err = integer(v, 0, 1<<20)
+		return err
+	}},
+	{"trusted_proxies", "", "Addresses or networks, with commas between them, whose X-Forwarded-For is believed: by the access log, and by the issuer, which limits failed attempts by address.", func(c *Config, v string) (err error) {
+		c.TrustedProxies, err = prefixes(v)
+		return err
+	}},
 	{"max_idle_conns", "1024", "Idle connections kept open to one function.", func(c *Config, v string) (err error) {
 		c.MaxIdleConns, err = integer(v, 1, 1<<20)
 		return err
@@ -159,6 +188,10 @@ var Settings = []Setting{
 	}},
 	{"drain_timeout", "60s", "How long a replaced or removed function may finish what it has accepted.", func(c *Config, v string) (err error) {
 		c.DrainTimeout, err = duration(v)
+		return err
+	}},
+	{"drain_delay", "0s", "How long to go on after SIGTERM, with /healthz at 503 and connections closed behind their next answer, before no more are accepted: the time that a load balancer takes to notice.", func(c *Config, v string) (err error) {
+		c.DrainDelay, err = duration(v)
 		return err
 	}},
 	{"keep_warm", "1", "How many versions of earlier splits a function keeps loaded, so that a rollback finds them ready.", func(c *Config, v string) (err error) {
@@ -258,6 +291,13 @@ var Settings = []Setting{
 	{"log_level", "info", "Least level of the provider's own log lines: debug, info, warn or error.", func(c *Config, v string) error {
 		return oneOf(&c.LogLevel, v, "debug", "info", "warn", "error")
 	}},
+	{"access_log", accesslog.Off, "A line on stdout for each request that was answered: off, text or json.", func(c *Config, v string) error {
+		return oneOf(&c.AccessLog, v, accesslog.Off, accesslog.Text, accesslog.JSON)
+	}},
+	{"pprof", "false", "true: administrators get Go's profiles at /system/debug/pprof/.", func(c *Config, v string) (err error) {
+		c.Profiling, err = boolean(v)
+		return err
+	}},
 }
 
 // Read fills a Config from the settings' values; lookup gives "" for a setting that is not given.
@@ -346,6 +386,24 @@ func durationWithin(v string, least, most time.Duration) (time.Duration, error) 
 		return 0, fmt.Errorf("is %q, want from %s to %s", v, least, most)
 	}
 	return d, err
+}
+
+func prefixes(v string) (all []netip.Prefix, err error) {
+	for one := range strings.SplitSeq(v, ",") {
+		if one = strings.TrimSpace(one); one == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(one)
+		if err != nil {
+			address, err := netip.ParseAddr(one)
+			if err != nil {
+				return nil, fmt.Errorf("has %q, want an address or a network such as 10.0.0.0/8", one)
+			}
+			prefix = netip.PrefixFrom(address, address.BitLen())
+		}
+		all = append(all, prefix.Masked())
+	}
+	return all, nil
 }
 
 func uidRange(v string) (UIDRange, error) {

@@ -4,14 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -246,4 +249,225 @@ func TestCertificateIsReplacedUnderLoadWithoutAFailedCall(t *testing.T) {
 			t.Errorf("%s: %d answered, %d failed: %.500q", name, answered, len(failures), failures)
 		}
 	}
+}
+
+// fate counts what became of calls.
+type fate struct {
+	mu       sync.Mutex
+	answered int
+	refused  int      // no connection: the call never left its caller
+	lost     []string // everything else
+}
+
+// callUntilRefused calls over and over, until no connection can be made any more.
+func (f *fate) callUntilRefused(client *http.Client, url, who string) {
+	for i := 0; ; i++ {
+		connected := false
+		want := fmt.Sprintf("%s %d", who, i)
+		req, _ := http.NewRequest(http.MethodPost, url, strings.NewReader(want))
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }}))
+		got, err := do(client, req)
+		f.mu.Lock()
+		switch {
+		case err == nil && got == want:
+			f.answered++
+		case err != nil && (!connected || errors.Is(err, syscall.ECONNREFUSED)): // HTTP/2 may have been sent on from a connection that ends
+			f.refused++
+		default:
+			f.lost = append(f.lost, fmt.Sprintf("%s: %q %v", want, got, err))
+		}
+		f.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+func do(client *http.Client, req *http.Request) (string, error) {
+	res, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", res.Status, bytes.TrimSpace(answer))
+	}
+	return string(answer), err
+}
+
+// stream sends a line at a time and awaits its answer, until enough says so; then it ends the stream.
+func (f *fate) stream(client *http.Client, url, who string, enough <-chan struct{}) {
+	reader, writer := io.Pipe()
+	req, _ := http.NewRequest(http.MethodPost, url, reader)
+	req.Header.Set("Content-Type", "application/x-ndjson")
+	lines := 0
+	send := func() { go fmt.Fprintf(writer, "\"%s %d\"\n", who, lines) }
+	lost := func(format string, args ...any) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.lost = append(f.lost, fmt.Sprintf("stream %s after %d lines: ", who, lines)+fmt.Sprintf(format, args...))
+	}
+	send()
+	res, err := client.Do(req)
+	if err != nil {
+		lost("%v", err)
+		return
+	}
+	defer res.Body.Close()
+	for answers := bufio.NewScanner(res.Body); ; {
+		if want := fmt.Sprintf(`"%s %d"`, who, lines); !answers.Scan() || answers.Text() != want {
+			lost("%q %v, want %s", answers.Text(), answers.Err(), want)
+			return
+		}
+		lines++
+		select {
+		case <-enough:
+			writer.Close()
+			if answers.Scan() || answers.Err() != nil {
+				lost("at its end: %q %v", answers.Text(), answers.Err())
+				return
+			}
+			f.mu.Lock()
+			f.answered += lines
+			f.mu.Unlock()
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+		send()
+	}
+}
+
+func TestLeavingUnderLoadLosesNoCallAndNoStream(t *testing.T) {
+	for scheme := range map[string]bool{"http": true, "https": true} {
+		t.Run(scheme, func(t *testing.T) {
+			p := newProvider(t, "drain_delay=1s")
+			protocols := map[string]func() *http.Client{"HTTP/1.1": func() *http.Client {
+				transport := &http.Transport{}
+				t.Cleanup(transport.CloseIdleConnections)
+				return &http.Client{Transport: transport}
+			}}
+			if scheme == "https" {
+				ca := pki.New(t)
+				p.secure(ca, ca.Issue(t, "provider", until()))
+				t.Setenv("SSL_CERT_FILE", pki.WriteFile(t, t.TempDir(), "ca", ca.PEM))
+				protocols["HTTP/2"] = func() *http.Client { return p.client(&tls.Config{RootCAs: ca.Pool}) }
+				protocols["HTTP/1.1"] = func() *http.Client {
+					transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.Pool}}
+					t.Cleanup(transport.CloseIdleConnections)
+					return &http.Client{Transport: transport}
+				}
+			}
+			p.start()
+			p.model("echo", talkativeModel)
+			p.deploy(types.FunctionDeployment{Service: "echo", Image: "echo"})
+			var f fate
+			var callers, streams sync.WaitGroup
+			enough := make(chan struct{})
+			url := p.url("/function/echo")
+			for protocol, client := range protocols {
+				for n := range 4 {
+					callers.Go(func() { f.callUntilRefused(client(), url, fmt.Sprintf("%s caller %d", protocol, n)) })
+				}
+				streams.Go(func() { f.stream(client(), url, protocol, enough) })
+			}
+			time.Sleep(500 * time.Millisecond) // of load
+			p.cmd.Process.Signal(syscall.SIGTERM)
+			probe := protocols["HTTP/1.1"]()
+			p.eventually("healthz says that it leaves", func() bool {
+				res, err := probe.Get(p.url("/healthz"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				res.Body.Close()
+				return res.StatusCode == http.StatusServiceUnavailable
+			})
+			callers.Wait() // until they are refused
+			close(enough)  // and the streams end long after
+			streams.Wait()
+			p.awaitEnd()
+			t.Logf("%d calls and lines answered, %d callers refused at the end", f.answered, f.refused)
+			if len(f.lost) > 0 || f.answered < 500 {
+				t.Errorf("%d answered, %d lost: %.2000q", f.answered, len(f.lost), f.lost)
+			}
+			if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+		})
+	}
+}
+
+func TestAccessLogHasALineForEachCallAndNoSecret(t *testing.T) {
+	p := startProvider(t, "access_log=json", "max_body_bytes=2000")
+	p.model("echo", talkativeModel)
+	p.deploy(types.FunctionDeployment{Service: "echo", Image: "echo"})
+	send := func(query string, size int, chunked bool) int {
+		var body io.Reader = strings.NewReader(strings.Repeat("x", size))
+		if chunked {
+			body = io.MultiReader(body) // of which net/http does not know the length
+		}
+		req, _ := http.NewRequest(http.MethodPost, p.url("/function/echo/rows"+query), body)
+		req.Header.Set("Authorization", "Bearer secret-token")
+		res, err := p.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		io.Copy(io.Discard, res.Body)
+		return res.StatusCode
+	}
+	for _, c := range []struct {
+		size    int
+		chunked bool
+		want    int
+	}{{5, false, 200}, {2001, false, 413}, {2000, true, 200}, {2001, true, 413}, {1 << 20, true, 413}} {
+		if got := send("?key=secret-in-the-query", c.size, c.chunked); got != c.want {
+			t.Errorf("%d bytes, chunked %t: %d, want %d", c.size, c.chunked, got, c.want)
+		}
+	}
+	p.stop()
+	log := p.output.String()
+	var lines []string
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, `"msg":"access"`) && strings.Contains(line, `"path":"/function/echo/rows"`) {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) != 5 || strings.Contains(log, "secret-token") || strings.Contains(log, "secret-in-the-query") || strings.Contains(log, p.password) {
+		t.Fatalf("%d lines of 5: %q", len(lines), lines)
+	}
+	for _, part := range []string{`"method":"POST"`, `"status":200`, `"received":5`, `"sent":5`, `"client":"127.0.0.1"`, `"function":"echo"`, `"version":"`, `"call_id":"`, `"user_agent":"Go-http-client/1.1"`} {
+		if !strings.Contains(lines[0], part) {
+			t.Errorf("no %s in %s", part, lines[0])
+		}
+	}
+}
+
+func TestSecondSignalEndsTheProviderAtOnce(t *testing.T) {
+	p := startProvider(t, "drain_delay=1m")
+	p.model("echo", talkativeModel)
+	p.deploy(types.FunctionDeployment{Service: "echo", Image: "echo"})
+	p.cmd.Process.Signal(syscall.SIGINT)
+	p.eventually("it leaves", func() bool {
+		res, err := p.http.Get(p.url("/healthz"))
+		if err != nil {
+			return false
+		}
+		res.Body.Close()
+		return res.StatusCode == http.StatusServiceUnavailable
+	})
+	p.wantCall("echo", "still here", "still here")
+	p.cmd.Process.Signal(syscall.SIGINT)
+	select {
+	case <-p.ended:
+	case <-time.After(5 * time.Second):
+		t.Fatal("it goes on")
+	}
+	p.eventually("its functions are gone", func() bool { return len(p.children()) == 0 })
+	p.start()
+	p.eventually("its function is back", func() bool {
+		status, answer := p.call("echo", "back")
+		return status == http.StatusOK && answer == "back"
+	})
+	p.kill() // which takes no minute
 }

@@ -295,3 +295,74 @@ func TestAPanicNeedsNoLogger(t *testing.T) {
 	io.WriteString(c, get)
 	ended(t, bufio.NewReader(c))
 }
+
+func TestTheFirstRequestOfANewConnectionIsAnsweredDuringShutdown(t *testing.T) {
+	s, dial, _ := serve(t, "tcp", told, nil)
+	c := dial()
+	time.Sleep(20 * time.Millisecond) // it is accepted
+	down := make(chan error, 1)
+	go func() { down <- s.Shutdown(t.Context()) }()
+	time.Sleep(100 * time.Millisecond)
+	io.WriteString(c, get)
+	if res, _ := read(t, bufio.NewReader(c)); res.StatusCode != http.StatusOK || !res.Close {
+		t.Errorf("%s, closed behind it %t", res.Status, res.Close)
+	}
+	if err := <-down; err != nil {
+		t.Error(err)
+	}
+}
+
+// closing is a listener that accepts its one connection while it is being closed.
+type closing struct {
+	net.Listener
+	conn   chan net.Conn
+	closed chan struct{}
+}
+
+func (l *closing) Accept() (net.Conn, error) {
+	<-l.closed
+	select {
+	case c := <-l.conn:
+		return c, nil
+	default:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *closing) Close() error {
+	close(l.closed)
+	return l.Listener.Close()
+}
+
+func TestAConnectionThatIsAcceptedAsShutdownBeginsIsAnswered(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, get)
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := &closing{l, make(chan net.Conn, 1), make(chan struct{})}
+	late.conn <- accepted
+	s := &Server{Handler: http.HandlerFunc(told), Rest: &http.Server{}}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(late) }()
+	time.Sleep(20 * time.Millisecond) // it waits in Accept
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if res, _ := read(t, bufio.NewReader(c)); res.StatusCode != http.StatusOK {
+		t.Error(res.Status)
+	}
+}

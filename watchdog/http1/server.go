@@ -61,7 +61,8 @@ type Server struct {
 	mu       sync.Mutex
 	listener net.Listener
 	conns    map[*conn]struct{} // whose descriptors the watch may look at
-	active   int                // connections that are neither closed nor handed over yet
+	active   int                // connections that are neither closed nor handed over yet, and one while Serve accepts
+	cut      bool               // Close was called
 	gone     chan struct{}      // closed when closing and active is 0
 }
 
@@ -80,7 +81,9 @@ func (s *Server) Serve(l net.Listener) error {
 	s.listener, s.conns, s.gone = l, map[*conn]struct{}{}, make(chan struct{})
 	s.rest = newHandedOver(l.Addr())
 	s.watch.start(s)
+	s.active++
 	s.mu.Unlock()
+	defer s.left()
 	go func() { _ = s.Rest.Serve(s.rest) }()
 	var pause time.Duration
 	for {
@@ -104,9 +107,20 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 }
 
-// lastRead is how long a connection that waits for its next request is still listened to when the
-// server shuts down: a request on its way is answered rather than cut off.
-const lastRead = 5 * time.Millisecond
+// How long a connection without a request is still listened to when the server shuts down: a request on its
+// way is answered rather than cut off. On a connection that is new one is more likely on its way than not.
+const (
+	lastRead  = 5 * time.Millisecond
+	firstRead = time.Second
+)
+
+// lastWait is how long that is for one connection.
+func (c *conn) lastWait() time.Duration {
+	if c.called {
+		return lastRead
+	}
+	return firstRead
+}
 
 // Shutdown takes no new connections, answers the requests that are in, and closes each connection
 // behind its last answer. It blocks until all are closed or ctx ends.
@@ -118,7 +132,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for c := range s.conns {
 		switch by := now.Add(s.HeadTimeout); {
 		case !c.begun: // Who is in a handler sees closing afterwards.
-			_ = c.nc.SetReadDeadline(now.Add(lastRead))
+			_ = c.nc.SetReadDeadline(now.Add(c.lastWait()))
 		case s.HeadTimeout > 0 && (c.readBy.IsZero() || by.Before(c.readBy)):
 			c.readBy = by
 			_ = c.nc.SetReadDeadline(by)
@@ -144,6 +158,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.stopListening()
 	s.mu.Lock()
+	s.cut = true
 	for c := range s.conns {
 		_ = c.nc.SetDeadline(time.Now())
 		c.cancel()
@@ -191,7 +206,7 @@ type conn struct {
 	begun     bool        // part of a request is there; guarded by the server's lock
 
 	buf    []byte // what was read and not yet answered
-	called bool   // there was a request before
+	called bool   // there was a request before; changes under the server's lock
 	fresh  *http.Request
 	req    *http.Request
 	url    url.URL
@@ -211,7 +226,8 @@ const (
 	maxRequest = 64 << 10
 )
 
-// enter makes a connection one of the server's, or closes it and returns nil when that is closing.
+// enter makes a connection one of the server's. After Close it closes it and returns nil. While the server
+// shuts down it is still served: its caller may have sent a request already.
 func (s *Server) enter(nc net.Conn) *conn {
 	c := &conn{server: s, nc: nc, io: nonblock.Of(nc), accepted: time.Now(), buf: make([]byte, 0, firstBuffer)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -221,7 +237,7 @@ func (s *Server) enter(nc net.Conn) *conn {
 	c.out.conn, c.out.header = c, make(http.Header, 16)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing.Load() {
+	if s.cut {
 		c.cancel()
 		_ = nc.Close()
 		return nil
@@ -282,7 +298,9 @@ func (c *conn) answer() *handedConn {
 		if !c.call() {
 			return nil
 		}
-		c.called = true
+		if !c.called {
+			c.setCalled()
+		}
 		c.keepLittle(size)
 	}
 }
@@ -363,7 +381,7 @@ func (c *conn) limitIdle(now time.Time) {
 		c.setReadDeadline(now.Add(limit + limit/2))
 	}
 	if c.server.closing.Load() { // Shutdown's own deadline may just have been replaced, or not been set
-		c.setReadDeadline(now.Add(lastRead))
+		c.setReadDeadline(now.Add(c.lastWait()))
 	}
 }
 
@@ -405,6 +423,12 @@ func (c *conn) limitRequest(missing verdict, began time.Time) {
 func (c *conn) setReadDeadline(at time.Time) {
 	c.readBy = at
 	_ = c.nc.SetReadDeadline(at)
+}
+
+func (c *conn) setCalled() {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.called = true
 }
 
 func (c *conn) setBegun(begun bool) {

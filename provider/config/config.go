@@ -7,11 +7,10 @@ package config
 
 import (
 	"fmt"
-	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +45,7 @@ type Config struct {
 	ListenAddress       string
 	DataDir             string
 	Backend             string
+	SwarmNetwork        string
 	FwatchdogPath       string // "" = beside the provider's binary, then PATH
 	BasicAuth           bool
 	SecretMountPath     string // "" = admin below DataDir, generated when empty
@@ -81,17 +81,18 @@ type Config struct {
 	LogFormat, LogLevel string
 	AccessLog           string
 	Profiling           bool
-
-	KubernetesNamespaces []string
-	KubernetesUser       *int64 // nil = the image's, or the platform's
-	KubernetesPullPolicy string // "" = Kubernetes' rule
 }
 
 // Values of Backend.
 const (
-	Process    = "process"
-	Kubernetes = "kubernetes"
+	Process = "process"
+	Swarm   = "swarm"
 )
+
+// DefaultSwarmNetwork is the overlay network that functions and providers meet on.
+const DefaultSwarmNetwork = "faas-predict"
+
+var networkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 
 // Settings is every setting of serve, in the order that help shows them.
 var Settings = []Setting{
@@ -110,33 +111,15 @@ var Settings = []Setting{
 		c.DataDir, err = filepath.Abs(v)
 		return err
 	}},
-	{"backend", Process, "What runs the functions: process, children of this provider on Unix sockets, or kubernetes, pods.", func(c *Config, v string) error {
-		return oneOf(&c.Backend, v, Process, Kubernetes)
+	{"backend", Process, "What runs the functions: process, children of this provider on Unix sockets, or swarm, services of Docker Swarm.", func(c *Config, v string) error {
+		return oneOf(&c.Backend, v, Process, Swarm)
 	}},
-	{"kubernetes_namespaces", backend.DefaultNamespace, "Namespaces that hold functions, separated by commas. They exist, and the provider has a Role in each.", func(c *Config, v string) error {
-		c.KubernetesNamespaces = nil
-		for name := range strings.SplitSeq(v, ",") {
-			name = strings.TrimSpace(name)
-			if !backend.ValidName(name) {
-				return fmt.Errorf("is %q, want names of namespaces separated by commas", v)
-			}
-			if !slices.Contains(c.KubernetesNamespaces, name) {
-				c.KubernetesNamespaces = append(c.KubernetesNamespaces, name)
-			}
+	{"swarm_network", DefaultSwarmNetwork, "With backend swarm: the overlay network that functions run on and this provider is attached to; it is made if need be. Functions of another network are another provider's.", func(c *Config, v string) error {
+		if !networkName.MatchString(v) {
+			return fmt.Errorf("is %q, want 1 to 64 of letters, digits, _, . and -", v)
 		}
+		c.SwarmNetwork = v
 		return nil
-	}},
-	{"kubernetes_user", "", "User id of functions' pods. Default: the image's, or the one that the platform gives, as OpenShift does.", func(c *Config, v string) error {
-		if v == "" {
-			c.KubernetesUser = nil
-			return nil
-		}
-		id, err := integer(v, 1, math.MaxInt32)
-		c.KubernetesUser = new(int64(id))
-		return err
-	}},
-	{"kubernetes_pull_policy", "", "When nodes pull functions' images: Always, IfNotPresent or Never. Default: Kubernetes' own rule.", func(c *Config, v string) error {
-		return oneOf(&c.KubernetesPullPolicy, v, "", "Always", "IfNotPresent", "Never")
 	}},
 	{"fwatchdog_path", "", "The fwatchdog program. Default: beside this program, then on PATH.", func(c *Config, v string) error {
 		c.FwatchdogPath = v

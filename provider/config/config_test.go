@@ -32,7 +32,7 @@ func TestTimeoutsAreDurationsOrSeconds(t *testing.T) {
 
 func TestBadValuesAreRefusedByName(t *testing.T) {
 	for name, value := range map[string]string{
-		"port": "http", "backend": "swarm", "basic_auth": "yes", "read_timeout": "soon", "max_idle_conns": "0",
+		"port": "http", "backend": "nomad", "basic_auth": "yes", "read_timeout": "soon", "max_idle_conns": "0",
 		"max_model_bytes": "-1", "uid_range": "0-10", "log_format": "xml", "log_level": "loud", "max_replicas": "0",
 	} {
 		if _, err := read(t, map[string]string{name: value}); err == nil || !strings.Contains(err.Error(), "setting "+name+" ") {

@@ -10,6 +10,12 @@ type Image struct {
 	Model, Version string
 }
 
+// Labels of an image that say what is in it.
+const (
+	ModelLabel   = "org.opencontainers.image.title"
+	VersionLabel = "org.opencontainers.image.version"
+)
+
 // Images reads what is in an image.
 type Images interface {
 	// Inspect finds an image in the engine or its registry. One that is not found, or that carries no

@@ -30,7 +30,7 @@ test: setup build lint unit ## everything: lint, unit, race, conformance and end
 unit:
 	go test -race -timeout 20m $$(go list ./... | grep -v /tests/)
 	@# These run programs that go test's cache does not look at.
-	go test -race -count=1 -timeout 20m $$(go list ./tests/... | grep -v /tests/cluster)
+	go test -race -count=1 -timeout 20m $$(go list ./tests/... | grep -v /tests/cluster) ./tests/cluster/process
 	@for model in examples/iris examples/ozone-python template/python3-predict/function; do \
 	  echo "== $$model"; (cd $$model && python3 -m unittest -q) || exit 1; \
 	  $(BIN)/fwatchdog check $$model || exit 1; done

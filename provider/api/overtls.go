@@ -9,7 +9,8 @@ import (
 )
 
 // overTLS is net/http's server for TLS. Package http1 reads and watches descriptors, on which there is only
-// what is encrypted, and knows no HTTP/2; what it saves is little beside the encryption.
+// what is encrypted, and knows no HTTP/2. That costs short calls over HTTP/1.1 a third of their rate, and the
+// encryption a seventh of the rest (docs/performance.md).
 //
 // Of net/http's Shutdown it makes one that loses no request: that drops what is read after it has begun, so
 // the first request of a connection that was accepted just before is gone without an answer.

@@ -21,6 +21,16 @@ type NotReadyError struct{ Reason string }
 
 func (e *NotReadyError) Error() string { return e.Reason }
 
+// GrowError says that workers were wanted and did not come up. Kept is how many there are to be instead.
+type GrowError struct {
+	Workers, Kept int
+	Detail        string // how the last one ended
+}
+
+func (e *GrowError) Error() string {
+	return fmt.Sprintf("no %d workers can be had, and %d are kept: %d in a row did not come up, the last: %s", e.Workers, e.Kept, growTries, e.Detail)
+}
+
 // CrashError says that the worker died while it answered this call.
 type CrashError struct{ Reason string }
 

@@ -60,6 +60,7 @@ type Pool struct {
 	served   bool          // calls have been taken since the start
 	answered bool          // by the zygote's workers: it is no longer on trial
 	failed   error         // init failed for good
+	unborn   int           // workers in a row that did not come up
 	crashes  int           // deaths in a row without an answer between them
 	lastEnd  string        // how the last of them ended
 	restarts uint64
@@ -245,19 +246,31 @@ func (p *Pool) settle(c *Call, answer []byte, err error, predict time.Duration) 
 	}
 }
 
+// growTries is how many workers in a row may not come up before Resize gives up.
+const growTries = 5
+
 // Resize changes how many workers are kept, and blocks until that many are up, ctx ends or the pool
-// closes. Workers that are too many answer what they have and leave.
+// closes. Workers that are too many answer what they have and leave. When more are wanted and several in a
+// row do not come up, for want of memory for one, it gives up: as many are kept as before.
 func (p *Pool) Resize(ctx context.Context, n int) error {
 	if n < 1 || n > runner.MaxWorkers {
 		return fmt.Errorf("workers must be 1 to %d, not %d", runner.MaxWorkers, n)
 	}
 	p.mu.Lock()
-	p.target = n
+	before := p.target
+	p.target, p.unborn = n, 0
 	p.balance()
 	p.mu.Unlock()
 	for {
 		p.mu.Lock()
 		changed, up, reason := p.changed, len(p.workers), p.notReady
+		if reason == "" && n > before && p.target == n && up < n && p.unborn >= growTries {
+			p.target = before
+			p.balance()
+			err := &GrowError{Workers: n, Kept: before, Detail: p.lastEnd}
+			p.mu.Unlock()
+			return err
+		}
 		p.mu.Unlock()
 		switch {
 		case reason != "":
@@ -489,10 +502,11 @@ func (p *Pool) fork(z *runner.Zygote, after time.Duration) {
 			p.balance() // for the zygote that came after: it counted this fork as under way
 		case z.Ended(): // and the next one forks
 		default:
-			p.unborn(err)
+			p.stillborn(err)
 		}
 		return
 	}
+	p.unborn = 0
 	w := &worker{pool: p, zygote: z, proc: proc}
 	p.run.Add(1)
 	go w.read()
@@ -502,8 +516,9 @@ func (p *Pool) fork(z *runner.Zygote, after time.Duration) {
 	p.feed()
 }
 
-// unborn sees to the place of a worker that did not come up. The lock is held.
-func (p *Pool) unborn(err error) {
+// stillborn sees to the place of a worker that did not come up. The lock is held.
+func (p *Pool) stillborn(err error) {
+	p.unborn++
 	var init *runner.InitError
 	end := err.Error()
 	if errors.As(err, &init) {

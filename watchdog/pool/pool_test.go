@@ -319,6 +319,49 @@ func TestResizeRefusesWhatCannotBe(t *testing.T) {
 	}
 }
 
+func TestGrowingGivesUpWhenWorkersDoNotComeUp(t *testing.T) {
+	const barren = `
+import os
+def born():
+    if os.path.exists("barren"):
+        os._exit(7)
+def init():
+    os.register_at_fork(after_in_child=born)
+def predict(request):
+    if request == "barren":
+        open(request, "w").close()
+    if request == "fertile":
+        os.remove("barren")
+    return request
+`
+	p := newPool(t, barren, nil)
+	if _, err := ask(p, "barren"); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var grow *GrowError
+	if err := p.Resize(ctx, 5); !errors.As(err, &grow) || grow.Kept != 2 || !strings.Contains(err.Error(), "7") {
+		t.Errorf("%v, want a GrowError that keeps 2 and says how workers end", err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("giving up took %s", took)
+	}
+	if s := p.Stats(); s.Workers != 2 || s.Ready != 2 {
+		t.Errorf("stats are %+v", s)
+	}
+	if _, err := ask(p, "fertile"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Resize(ctx, 5); err != nil {
+		t.Errorf("once workers come up: %v", err)
+	}
+	if s := p.Stats(); s.Workers != 5 || s.Ready != 5 {
+		t.Errorf("stats are %+v", s)
+	}
+}
+
 func TestFewerWorkersAreReadyWithoutTheOneThatHangs(t *testing.T) {
 	const oneHangs = `
 import os, time

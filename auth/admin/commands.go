@@ -85,7 +85,7 @@ output, so that it can go straight to where it is needed.`,
 			Short: "Remove a client and take back its tokens",
 			Args:  cobra.ExactArgs(1),
 			RunE: run(func(cmd *cobra.Command, args []string, c *Client) error {
-				return c.Remove(cmd.Context(), args[0])
+				return done(cmd, c.Remove(cmd.Context(), args[0]), "client %s removed; its tokens are taken back", args[0])
 			}),
 		},
 		&cobra.Command{
@@ -106,7 +106,7 @@ output, so that it can go straight to where it is needed.`,
 			Short: "Give a client no more tokens, and take back those it has",
 			Args:  cobra.ExactArgs(1),
 			RunE: run(func(cmd *cobra.Command, args []string, c *Client) error {
-				return c.SetDisabled(cmd.Context(), args[0], true)
+				return done(cmd, c.SetDisabled(cmd.Context(), args[0], true), "client %s disabled; its tokens are taken back", args[0])
 			}),
 		},
 		&cobra.Command{
@@ -114,7 +114,7 @@ output, so that it can go straight to where it is needed.`,
 			Short: "Let a disabled client get tokens again",
 			Args:  cobra.ExactArgs(1),
 			RunE: run(func(cmd *cobra.Command, args []string, c *Client) error {
-				return c.SetDisabled(cmd.Context(), args[0], false)
+				return done(cmd, c.SetDisabled(cmd.Context(), args[0], false), "client %s enabled", args[0])
 			}),
 		},
 		&cobra.Command{
@@ -122,10 +122,19 @@ output, so that it can go straight to where it is needed.`,
 			Short: "Take back all tokens of a client, or of somebody with an outside issuer's token (ISSUER|SUBJECT)",
 			Args:  cobra.ExactArgs(1),
 			RunE: run(func(cmd *cobra.Command, args []string, c *Client) error {
-				return c.RevokeTokens(cmd.Context(), args[0])
+				return done(cmd, c.RevokeTokens(cmd.Context(), args[0]), "tokens of %s taken back", args[0])
 			}),
 		})
 	return parent
+}
+
+// done says what was done, unless it was not.
+func done(cmd *cobra.Command, err error, format string, args ...any) error {
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...)
+	return err
 }
 
 func administrator(c issuer.Client) string {
@@ -181,7 +190,7 @@ the day that a key may be in other hands.`,
 			Short: "Take back a key at once, and with it every token that it signed",
 			Args:  cobra.ExactArgs(1),
 			RunE: run(func(cmd *cobra.Command, args []string, c *Client) error {
-				return c.RevokeKey(cmd.Context(), args[0])
+				return done(cmd, c.RevokeKey(cmd.Context(), args[0]), "key %s revoked, with every token that it signed", args[0])
 			}),
 		})
 	return parent

@@ -34,6 +34,8 @@ func (a *Access) administrator(prefix string, next http.Handler) http.Handler {
 			status := http.StatusUnauthorized
 			if refused := (*token.Error)(nil); errors.As(err, &refused) {
 				status = refused.Status
+			}
+			if a.Tokens != nil {
 				w.Header().Add("WWW-Authenticate", token.Challenge(err))
 			}
 			if status == http.StatusUnauthorized {

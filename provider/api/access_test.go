@@ -91,6 +91,9 @@ func TestSystemRoutesTakeAPasswordOrAnAdministratorsToken(t *testing.T) {
 		if challenged := w.Header().Get("WWW-Authenticate") != ""; challenged != (c.status != 200) {
 			t.Errorf("%s: WWW-Authenticate %q", c.name, w.Header()["Www-Authenticate"])
 		}
+		if offered := strings.Join(w.Header()["Www-Authenticate"], ", "); c.status == 401 && (!strings.Contains(offered, "Basic ") || !strings.Contains(offered, "Bearer ")) {
+			t.Errorf("%s: offered is %q, want a password and a token", c.name, offered)
+		}
 		if strings.Contains(w.Body.String(), admin) {
 			t.Errorf("%s: the answer holds the token", c.name)
 		}

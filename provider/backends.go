@@ -5,10 +5,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/faas-predict/faas-predict/provider/api"
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/backend/cluster"
+	"github.com/faas-predict/faas-predict/provider/backend/kubernetes"
 	"github.com/faas-predict/faas-predict/provider/backend/process"
 	"github.com/faas-predict/faas-predict/provider/backend/swarm"
 	"github.com/faas-predict/faas-predict/provider/config"
@@ -32,9 +34,28 @@ func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models b
 			return nil, err
 		}
 		return openCluster(ctx, cfg, engine, engine)
+	case config.Kubernetes:
+		return openKubernetes(ctx, cfg)
 	default:
 		return process.Open(ctx, cfg, db, models)
 	}
+}
+
+func openKubernetes(ctx context.Context, cfg *config.Config) (running, error) {
+	connection, err := kubernetes.Connect()
+	if err != nil {
+		return nil, err
+	}
+	engine, err := kubernetes.Open(kubernetes.Options{
+		Config:     connection,
+		Namespaces: cfg.KubernetesNamespaces,
+		User:       cfg.KubernetesUser,
+		PullPolicy: corev1.PullPolicy(cfg.KubernetesPullPolicy),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return openCluster(ctx, cfg, engine, kubernetes.Images{})
 }
 
 func openCluster(ctx context.Context, cfg *config.Config, engine cluster.Engine, images cluster.Images) (running, error) {

@@ -88,12 +88,12 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		Backend:       functions,
 		Functions:     functions,
 		Models:        models,
-		Orchestration: cfg.Backend,
 		Access:        api.Access{Basic: credentials, Tokens: tokens.verifier, Functions: cfg.JWTAuth},
 		Issuer:        tokens.issuer,
 		BehindGateway: cfg.BehindGateway,
 		MaxBodyBytes:  cfg.MaxBodyBytes,
 		Profiling:     cfg.Profiling,
+		Orchestration: cfg.Backend,
 		Version:       version(),
 		Metrics:       metrics,
 	})

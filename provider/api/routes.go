@@ -87,7 +87,7 @@ type Models interface {
 	Delete(name, version string) error
 }
 
-// Functions is where calls go; a backend is one; see process.Backend.Forward.
+// Functions is where calls go; see process.Backend.Forward.
 type Functions interface {
 	Forward(ref backend.Ref, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error)
 	// Annotation is one of those that the function was deployed with, "" without it, and whether there is
@@ -106,18 +106,17 @@ type Options struct {
 	Backend   backend.Backend
 	Functions Functions
 	Models    Models
-	// Orchestration is what /system/info says that functions run on.
-	Orchestration string
-	Access        Access
-	Issuer        *Issuer // nil: tokens are another issuer's
+	Access    Access
+	Issuer    *Issuer // nil: tokens are another issuer's
 	// BehindGateway makes /system/info answer a gateway rather than a client.
 	BehindGateway bool
 	// MaxBodyBytes bounds the body of a call; 0 does not: a function has a bound of its own.
 	MaxBodyBytes int64
 	// Profiling serves net/http/pprof to administrators.
-	Profiling bool
-	Version   string
-	Metrics   *prometheus.Registry
+	Profiling     bool
+	Orchestration string // what runs the functions
+	Version       string
+	Metrics       *prometheus.Registry
 }
 
 // Server answers every route. Use New.
@@ -125,11 +124,11 @@ type Server struct {
 	backend       backend.Backend
 	functions     Functions
 	models        Models
-	orchestration string
 	behindGateway bool
 	maxBodyBytes  int64
 	profiling     bool
 	leaving       atomic.Bool
+	orchestration string
 	version       string
 	gatherer      prometheus.Gatherer
 	metrics       *metrics
@@ -144,10 +143,10 @@ func New(o Options) *Server {
 		backend:       o.Backend,
 		functions:     o.Functions,
 		models:        o.Models,
-		orchestration: o.Orchestration,
 		behindGateway: o.BehindGateway,
 		maxBodyBytes:  o.MaxBodyBytes,
 		profiling:     o.Profiling,
+		orchestration: o.Orchestration,
 		version:       o.Version,
 		gatherer:      o.Metrics,
 		metrics:       newMetrics(o.Metrics),

@@ -7,10 +7,12 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -81,12 +83,17 @@ type Config struct {
 	LogFormat, LogLevel string
 	AccessLog           string
 	Profiling           bool
+
+	KubernetesNamespaces []string
+	KubernetesUser       *int64 // nil = the image's, or the platform's
+	KubernetesPullPolicy string // "" = Kubernetes' rule
 }
 
 // Values of Backend.
 const (
-	Process = "process"
-	Swarm   = "swarm"
+	Process    = "process"
+	Swarm      = "swarm"
+	Kubernetes = "kubernetes"
 )
 
 // DefaultSwarmNetwork is the overlay network that functions and providers meet on.
@@ -111,8 +118,8 @@ var Settings = []Setting{
 		c.DataDir, err = filepath.Abs(v)
 		return err
 	}},
-	{"backend", Process, "What runs the functions: process, children of this provider on Unix sockets, or swarm, services of Docker Swarm.", func(c *Config, v string) error {
-		return oneOf(&c.Backend, v, Process, Swarm)
+	{"backend", Process, "What runs the functions: process, children of this provider on Unix sockets; swarm, services of Docker Swarm; or kubernetes, pods.", func(c *Config, v string) error {
+		return oneOf(&c.Backend, v, Process, Swarm, Kubernetes)
 	}},
 	{"swarm_network", DefaultSwarmNetwork, "With backend swarm: the overlay network that functions run on and this provider is attached to; it is made if need be. Functions of another network are another provider's.", func(c *Config, v string) error {
 		if !networkName.MatchString(v) {
@@ -120,6 +127,31 @@ var Settings = []Setting{
 		}
 		c.SwarmNetwork = v
 		return nil
+	}},
+	{"kubernetes_namespaces", backend.DefaultNamespace, "Namespaces that hold functions, separated by commas. They exist, and the provider has a Role in each.", func(c *Config, v string) error {
+		c.KubernetesNamespaces = nil
+		for name := range strings.SplitSeq(v, ",") {
+			name = strings.TrimSpace(name)
+			if !backend.ValidName(name) {
+				return fmt.Errorf("is %q, want names of namespaces separated by commas", v)
+			}
+			if !slices.Contains(c.KubernetesNamespaces, name) {
+				c.KubernetesNamespaces = append(c.KubernetesNamespaces, name)
+			}
+		}
+		return nil
+	}},
+	{"kubernetes_user", "", "User id of functions' pods. Default: the image's, or the one that the platform gives, as OpenShift does.", func(c *Config, v string) error {
+		if v == "" {
+			c.KubernetesUser = nil
+			return nil
+		}
+		id, err := integer(v, 1, math.MaxInt32)
+		c.KubernetesUser = new(int64(id))
+		return err
+	}},
+	{"kubernetes_pull_policy", "", "When nodes pull functions' images: Always, IfNotPresent or Never. Default: Kubernetes' own rule.", func(c *Config, v string) error {
+		return oneOf(&c.KubernetesPullPolicy, v, "", "Always", "IfNotPresent", "Never")
 	}},
 	{"fwatchdog_path", "", "The fwatchdog program. Default: beside this program, then on PATH.", func(c *Config, v string) error {
 		c.FwatchdogPath = v

@@ -18,6 +18,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +30,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -42,9 +46,11 @@ type Cluster struct {
 	Kubeconfig string // a file, for an administrator
 	Config     *rest.Config
 	Client     kubernetes.Interface
+	Registry   string // HOST:PORT of an image registry that the node pulls from
 
 	bin, dir string
 	network  network
+	registry *http.Server
 	node     *exec.Cmd
 	control  sync.Mutex
 	orders   io.WriteCloser
@@ -72,6 +78,9 @@ func Start(ctx context.Context, bin, dir string) (_ *Cluster, err error) {
 		return nil, err
 	}
 	if c.network, err = openNetwork(c.node.Process.Pid); err != nil {
+		return nil, err
+	}
+	if err := c.startRegistry(); err != nil {
 		return nil, err
 	}
 	if err := c.configure(); err != nil {
@@ -109,6 +118,21 @@ func (c *Cluster) startNode() error {
 	return nil
 }
 
+// startRegistry serves one in memory, where the node and this process reach it.
+func (c *Cluster) startRegistry() error {
+	listener, err := net.Listen("tcp", c.network.machineAddress()+":0")
+	if err != nil {
+		return err
+	}
+	c.Registry = listener.Addr().String()
+	c.registry = &http.Server{
+		Handler:           registry.New(registry.Logger(log.New(io.Discard, "", 0))),
+		ReadHeaderTimeout: 10 * time.Second,
+	}
+	go func() { _ = c.registry.Serve(listener) }()
+	return nil
+}
+
 // order has the node's first process do something.
 func (c *Cluster) order(fields ...string) error {
 	c.control.Lock()
@@ -135,6 +159,9 @@ func (c *Cluster) Stop() error {
 		_ = c.node.Process.Kill()
 		_ = c.node.Wait() // it was killed
 		c.node = nil
+	}
+	if c.registry != nil {
+		_ = c.registry.Close()
 	}
 	c.network.close()
 	return errors.Join(c.removeCgroups(), os.RemoveAll(c.dir))
@@ -225,7 +252,7 @@ func (c *Cluster) configure() error {
 		"pki/sa.pub":     string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})),
 		"pki/tokens.csv": tokens,
 		"etc/containerd.toml": fmt.Sprintf(containerdConfig, filepath.Join(c.dir, "containerd", "root"), "/run/containerd", c.socket(),
-			filepath.Join(c.dir, "etc", "cni")),
+			filepath.Join(c.dir, "etc", "cni"), c.Registry, "http://"+c.Registry),
 		"etc/cni/10-ptp.conflist": fmt.Sprintf(cniConfig, c.network.pods()),
 		"etc/kubelet.yaml":        fmt.Sprintf(kubeletConfig, c.cgroupParent()),
 		"etc/kube-proxy.yaml":     fmt.Sprintf(proxyConfig, c.network.nodeAddress(), c.kubeconfig("system:kube-proxy"), c.network.pods(), NodeName),

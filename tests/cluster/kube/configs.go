@@ -1,6 +1,7 @@
 package kube
 
-// containerdConfig takes root, state, socket and the folder of the CNI configuration.
+// containerdConfig takes root, state, socket, the folder of the CNI configuration, and a registry's address
+// and URL.
 // Without restrict_oom_score_adj no sandbox starts where the machine does not allow a lower score.
 const containerdConfig = `version = 2
 root = %q
@@ -16,6 +17,8 @@ oom_score = 0
     conf_dir = %q
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".registry.mirrors.%q]
+    endpoint = [%q]
 `
 
 // cniConfig takes the pods' addresses. Pods have a route each, no bridge: kube-proxy's rules then see every packet.

@@ -9,7 +9,7 @@ export GOFLAGS := -buildvcs=false
 ENGINES := .cache/engines
 KUBERNETES := v1.34.4
 
-.PHONY: help build run test test-cluster engines unit lint bench clean setup
+.PHONY: help build run test test-cluster engines unit lint bench experiments experiments-short clean setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ unit:
 	go test -race -timeout 20m $$(go list ./... | grep -v /tests/)
 	@# These run programs that go test's cache does not look at.
 	go test -race -count=1 -timeout 20m $$(go list ./tests/... | grep -v /tests/cluster) ./tests/cluster/process
-	@for model in examples/iris examples/ozone-python template/python3-predict/function; do \
+	@for model in examples/iris examples/ozone-python examples/compression/model template/python3-predict/function; do \
 	  echo "== $$model"; (cd $$model && python3 -m unittest -q) || exit 1; \
 	  $(BIN)/fwatchdog check $$model || exit 1; done
 	@for model in examples/ozone template/r-predict/function; do \
@@ -63,6 +63,12 @@ lint: setup
 
 bench: setup build ## the figures of docs/performance.md, one run
 	@mkdir -p .cache && go run ./tests/bench
+
+experiments: build ## the paper's experiments: docs/experiments, in about half an hour
+	go run ./tests/experiments
+
+experiments-short: build ## the same with fewer points, in under two minutes, into .cache/experiments
+	go run ./tests/experiments -short -out .cache/experiments
 
 clean: ## remove what was built
 	rm -rf $(BIN) .cache

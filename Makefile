@@ -9,7 +9,9 @@ export GOFLAGS := -buildvcs=false
 ENGINES := .cache/engines
 KUBERNETES := v1.34.4
 
-.PHONY: help build run test test-cluster engines unit lint bench experiments experiments-short clean setup
+IMAGE_PREFIX := ghcr.io/faas-predict
+
+.PHONY: help build images run test test-cluster engines unit lint bench experiments experiments-short clean setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +20,9 @@ build: ## build fwatchdog, faas-predict and faas-auth into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/fwatchdog ./watchdog
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-predict ./provider
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-auth ./auth
+
+images: build ## build fwatchdog's image, which the templates take the program from
+	docker build -f watchdog/Dockerfile -t $(IMAGE_PREFIX)/fwatchdog:latest $(BIN)
 
 setup:
 	@.ci/setup

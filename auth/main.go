@@ -12,14 +12,15 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/faas-predict/faas-predict/auth/admin"
+	"github.com/faas-predict/faas-predict/auth/build"
 	"github.com/faas-predict/faas-predict/auth/config"
 	"github.com/faas-predict/faas-predict/auth/issuer"
+	"github.com/faas-predict/faas-predict/auth/setting"
 )
 
 func main() {
@@ -35,21 +36,6 @@ func main() {
 
 // release is set by the build (-ldflags "-X main.release=v1.2.3").
 var release string
-
-// version is the release, or the commit that the program was built from.
-func version() string {
-	if release != "" {
-		return release
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				return "dev-" + s.Value[:min(12, len(s.Value))]
-			}
-		}
-	}
-	return "dev"
-}
 
 func command() *cobra.Command {
 	root := &cobra.Command{
@@ -68,10 +54,10 @@ func command() *cobra.Command {
 		Use:   "version",
 		Short: "Print the version of this program",
 		Args:  cobra.NoArgs,
-		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version()) },
+		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), build.Version(release)) },
 	})
 	commands := admin.Commands(func(cmd *cobra.Command) (*admin.Client, func() error, error) {
-		cfg, err := read(cmd)
+		cfg, err := config.Read(setting.Lookup(cmd.Flags()))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -92,29 +78,15 @@ func serveCommand() *cobra.Command {
 (--port 9090); a flag wins.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := read(cmd)
+			cfg, err := config.Read(setting.Lookup(cmd.Flags()))
 			if err != nil {
 				return err
 			}
 			return serve(cmd.Context(), cfg)
 		},
 	}
-	for _, s := range config.Settings {
-		cmd.Flags().String(s.Flag(), "", fmt.Sprintf("%s (env %s, default %q)", s.Doc, s.Name, s.Default))
-	}
+	setting.Flags(config.Settings, cmd.Flags())
 	return cmd
-}
-
-// read reads the settings from those flags that the command has, and from the environment.
-func read(cmd *cobra.Command) (*config.Config, error) {
-	given := map[string]string{}
-	for _, s := range config.Settings {
-		given[s.Name] = os.Getenv(s.Name)
-		if flag := cmd.Flags().Lookup(s.Flag()); flag != nil && flag.Changed {
-			given[s.Name] = flag.Value.String()
-		}
-	}
-	return config.Read(func(name string) string { return given[name] })
 }
 
 // openAdmin returns a client of the faas-auth that serves data_dir. When none does, this process serves

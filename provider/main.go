@@ -9,8 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
-	"strings"
 	"syscall"
 	"text/tabwriter"
 
@@ -20,7 +18,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/faas-predict/faas-predict/auth/build"
 	"github.com/faas-predict/faas-predict/auth/certificate"
+	"github.com/faas-predict/faas-predict/auth/setting"
 	"github.com/faas-predict/faas-predict/provider/api"
 	"github.com/faas-predict/faas-predict/provider/client"
 	"github.com/faas-predict/faas-predict/provider/config"
@@ -40,20 +40,7 @@ func main() {
 // release is set by the build (-ldflags "-X main.release=v1.2.3").
 var release string
 
-// version is the release, or the commit that the program was built from.
-func version() string {
-	if release != "" {
-		return release
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				return "dev-" + s.Value[:min(12, len(s.Value))]
-			}
-		}
-	}
-	return "dev"
-}
+func version() string { return build.Version(release) }
 
 func command() *cobra.Command {
 	root := &cobra.Command{
@@ -88,17 +75,9 @@ func serveCommand() *cobra.Command {
 (port=9090) or a flag (--port 9090); a flag wins.`,
 		Args: cobra.NoArgs,
 	}
-	for _, s := range config.Settings {
-		cmd.Flags().String(s.Flag(), "", fmt.Sprintf("%s (env %s, default %q)", s.Doc, s.Name, s.Default))
-	}
+	setting.Flags(config.Settings, cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Read(func(name string) string {
-			flag := cmd.Flags().Lookup(strings.ReplaceAll(name, "_", "-"))
-			if flag.Changed {
-				return flag.Value.String()
-			}
-			return os.Getenv(name)
-		})
+		cfg, err := config.Read(setting.Lookup(cmd.Flags()))
 		if err != nil {
 			return err
 		}

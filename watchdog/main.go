@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/faas-predict/faas-predict/auth/build"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
@@ -22,8 +23,8 @@ import (
 	"github.com/faas-predict/faas-predict/watchdog/server"
 )
 
-// version is set when a release is built.
-var version = "dev"
+// release is set by the build (-ldflags "-X main.release=v1.2.3").
+var release string
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -71,7 +72,7 @@ func run(args []string) error {
 		}
 		return nil
 	case "-version", "--version":
-		fmt.Println(version)
+		fmt.Println(build.Version(release))
 		return nil
 	case "-h", "-help", "--help", "help":
 		usage()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,19 +16,12 @@ import (
 	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/forward"
 	"github.com/faas-predict/faas-predict/auth/issuer"
+	"github.com/faas-predict/faas-predict/auth/setting"
 	"github.com/faas-predict/faas-predict/auth/token"
 )
 
 // Setting is one row of Settings.
-type Setting struct {
-	Name    string // environment variable; the flag is the same with - for _
-	Default string // as a person would write it; "" means off or derived, see Doc
-	Doc     string // one or two sentences: meaning and unit
-	apply   func(c *Config, value string) error
-}
-
-// Flag is the setting's name on the command line.
-func (s Setting) Flag() string { return strings.ReplaceAll(s.Name, "_", "-") }
+type Setting setting.Setting[Config]
 
 // Config is what serve runs with.
 type Config struct {
@@ -55,7 +47,7 @@ type Config struct {
 // Settings is every setting of serve, in the order that help shows them.
 var Settings = []Setting{
 	{"port", "8090", "TCP port of the endpoints.", func(c *Config, v string) (err error) {
-		c.Port, err = integer(v, 0, 65535)
+		c.Port, err = setting.Integer(v, 0, 65535)
 		return err
 	}},
 	{"listen_address", "", "Address to listen on, for example 127.0.0.1. Default: every address.", func(c *Config, v string) error {
@@ -63,7 +55,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"metrics_port", "8091", "TCP port of /metrics; 0: none.", func(c *Config, v string) (err error) {
-		c.MetricsPort, err = integer(v, 0, 65535)
+		c.MetricsPort, err = setting.Integer(v, 0, 65535)
 		return err
 	}},
 	{"issuer_url", "", "The issuer's name in tokens, and the address that clients and verifiers reach it at. Default: http or https, listen_address or 127.0.0.1, and port, which serves one machine.", func(c *Config, v string) error {
@@ -73,18 +65,18 @@ var Settings = []Setting{
 		}
 		return nil
 	}},
-	{"data_dir", defaultDataDir(), "Directory for clients, keys, refresh tokens and revocations. It is closed to other users. One faas-auth at a time.", func(c *Config, v string) (err error) {
+	{"data_dir", setting.StateDir("faas-auth"), "Directory for clients, keys, refresh tokens and revocations. It is closed to other users. One faas-auth at a time.", func(c *Config, v string) (err error) {
 		c.DataDir, err = filepath.Abs(v)
 		return err
 	}},
 	{"access_ttl", "30m", "How long access tokens hold, from 1s to 24h.", func(c *Config, v string) (err error) {
-		if c.AccessTTL, err = duration(v); err == nil && (c.AccessTTL < issuer.MinAccessTTL || c.AccessTTL > issuer.MaxAccessTTL) {
+		if c.AccessTTL, err = setting.Duration(v); err == nil && (c.AccessTTL < issuer.MinAccessTTL || c.AccessTTL > issuer.MaxAccessTTL) {
 			err = fmt.Errorf("is %q, want from %s to %s", v, issuer.MinAccessTTL, issuer.MaxAccessTTL)
 		}
 		return err
 	}},
 	{"refresh_ttl", "1440h", "How long a refresh token holds that is not used: 60 days.", func(c *Config, v string) (err error) {
-		c.RefreshTTL, err = duration(v)
+		c.RefreshTTL, err = setting.Duration(v)
 		return err
 	}},
 	{"signing_algorithm", string(token.ES256), "What new keys sign with: ES256, RS256 or EdDSA. After a change the next key takes over as in a rotation.", func(c *Config, v string) error {
@@ -95,7 +87,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"key_rotation", "720h", "How long a key signs until the next one takes over, 1h or more.", func(c *Config, v string) (err error) {
-		if c.KeyRotation, err = duration(v); err == nil && c.KeyRotation < issuer.MinKeyRotation {
+		if c.KeyRotation, err = setting.Duration(v); err == nil && c.KeyRotation < issuer.MinKeyRotation {
 			err = fmt.Errorf("is %q, want 1h or more", v)
 		}
 		return err
@@ -104,35 +96,19 @@ var Settings = []Setting{
 		c.TrustFile = v
 		return nil
 	}},
-	{"trusted_proxies", "", "Addresses or networks, with commas between them, whose X-Forwarded-For is believed.", func(c *Config, v string) error {
-		for one := range strings.SplitSeq(v, ",") {
-			if one = strings.TrimSpace(one); one == "" {
-				continue
-			}
-			prefix, err := netip.ParsePrefix(one)
-			if err != nil {
-				var address netip.Addr
-				if address, err = netip.ParseAddr(one); err != nil {
-					return fmt.Errorf("has %q, want an address or a network such as 10.0.0.0/8", one)
-				}
-				prefix = netip.PrefixFrom(address, address.BitLen())
-			}
-			c.TrustedProxies = append(c.TrustedProxies, prefix.Masked())
-		}
-		return nil
+	{"trusted_proxies", "", "Addresses or networks, with commas between them, whose X-Forwarded-For is believed.", func(c *Config, v string) (err error) {
+		c.TrustedProxies, err = setting.Prefixes(v)
+		return err
 	}},
 	{"validate_proxy", "", "Which gateway asks at /validate: nginx, traefik (Caddy too) or envoy. Default: told by its headers.", func(c *Config, v string) error {
-		return oneOf(&c.ValidateProxy, v, "", string(forward.Nginx), string(forward.Traefik), string(forward.Envoy))
+		return setting.OneOf(&c.ValidateProxy, v, "", string(forward.Nginx), string(forward.Traefik), string(forward.Envoy))
 	}},
 	{"validate_namespace", forward.DefaultNamespace, "Namespace of functions that are called by their name alone, for /validate. It must be the provider's.", func(c *Config, v string) error {
 		c.ValidateNamespace = v
 		return nil
 	}},
 	{"validate_public", "", "Paths, with commas between them, that /validate lets pass without a token; one that ends in / stands for all below it.", func(c *Config, v string) error {
-		for one := range strings.SplitSeq(v, ",") {
-			if one = strings.TrimSpace(one); one == "" {
-				continue
-			}
+		for _, one := range setting.List(v) {
 			if !strings.HasPrefix(one, "/") {
 				return fmt.Errorf("has %q, want paths that begin with /", one)
 			}
@@ -153,14 +129,14 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"drain_timeout", "10s", "How long requests in progress may take to end after SIGTERM.", func(c *Config, v string) (err error) {
-		c.DrainTimeout, err = duration(v)
+		c.DrainTimeout, err = setting.Duration(v)
 		return err
 	}},
 	{"log_format", "text", "Log lines on stderr, the audit log among them: text or json.", func(c *Config, v string) error {
-		return oneOf(&c.LogFormat, v, "text", "json")
+		return setting.OneOf(&c.LogFormat, v, "text", "json")
 	}},
 	{"log_level", "info", "Least level of log lines: debug, info, warn or error. Audit lines are written in any case.", func(c *Config, v string) error {
-		return oneOf(&c.LogLevel, v, "debug", "info", "warn", "error")
+		return setting.OneOf(&c.LogLevel, v, "debug", "info", "warn", "error")
 	}},
 }
 
@@ -168,14 +144,8 @@ var Settings = []Setting{
 // The error names the setting and the rule.
 func Read(lookup func(name string) string) (*Config, error) {
 	c := &Config{}
-	for _, s := range Settings {
-		value := lookup(s.Name)
-		if value == "" {
-			value = s.Default
-		}
-		if err := s.apply(c, value); err != nil {
-			return nil, fmt.Errorf("setting %s %w", s.Name, err)
-		}
+	if err := setting.Read(Settings, c, lookup); err != nil {
+		return nil, err
 	}
 	if c.RefreshTTL < c.AccessTTL {
 		return nil, fmt.Errorf("setting refresh_ttl is %s, want no less than access_ttl, %s", c.RefreshTTL, c.AccessTTL)
@@ -206,46 +176,3 @@ func (c *Config) URL(port int) string {
 
 // AdminSocket is where a running faas-auth takes the commands for clients and keys.
 func (c *Config) AdminSocket() string { return filepath.Join(c.DataDir, "admin.sock") }
-
-// defaultDataDir follows the file system hierarchy for root and the XDG base directories for others.
-func defaultDataDir() string {
-	if os.Geteuid() == 0 {
-		return "/var/lib/faas-auth"
-	}
-	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
-		return filepath.Join(state, "faas-auth")
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "faas-auth-data"
-	}
-	return filepath.Join(home, ".local", "state", "faas-auth")
-}
-
-func integer(v string, least, most int) (int, error) {
-	n, err := strconv.Atoi(v)
-	if err != nil || n < least || n > most {
-		return 0, fmt.Errorf("is %q, want a whole number from %d to %d", v, least, most)
-	}
-	return n, nil
-}
-
-// duration takes what OpenFaaS programs take: a Go duration, or a whole number of seconds.
-func duration(v string) (time.Duration, error) {
-	if seconds, err := strconv.ParseUint(v, 10, 31); err == nil {
-		return time.Duration(seconds) * time.Second, nil
-	}
-	d, err := time.ParseDuration(v)
-	if err != nil || d < 0 {
-		return 0, fmt.Errorf("is %q, want a duration such as 90s or a number of seconds", v)
-	}
-	return d, nil
-}
-
-func oneOf(field *string, v string, allowed ...string) error {
-	if !slices.Contains(allowed, v) {
-		return fmt.Errorf("is %q, want one of %s", v, strings.Join(allowed, ", "))
-	}
-	*field = v
-	return nil
-}

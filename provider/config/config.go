@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,10 +16,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/openfaas/faas-provider/types"
-
 	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/auth/issuer"
+	"github.com/faas-predict/faas-predict/auth/setting"
 	"github.com/faas-predict/faas-predict/auth/token"
 	"github.com/faas-predict/faas-predict/provider/accesslog"
 	"github.com/faas-predict/faas-predict/provider/backend"
@@ -28,15 +26,7 @@ import (
 )
 
 // Setting is one row of Settings.
-type Setting struct {
-	Name    string // environment variable; the flag is the same with - for _
-	Default string // as a person would write it; "" means off or derived, see Doc
-	Doc     string // one or two sentences: meaning and unit
-	apply   func(c *Config, value string) error
-}
-
-// Flag is the setting's name on the command line.
-func (s Setting) Flag() string { return strings.ReplaceAll(s.Name, "_", "-") }
+type Setting setting.Setting[Config]
 
 // UIDRange is the closed range that functions' user ids come from when the provider runs as root.
 type UIDRange struct{ First, Last int }
@@ -104,14 +94,14 @@ var networkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 // Settings is every setting of serve, in the order that help shows them.
 var Settings = []Setting{
 	{"port", "8080", "TCP port of the API and of the functions.", func(c *Config, v string) (err error) {
-		c.Port, err = integer(v, 0, 65535)
+		c.Port, err = setting.Integer(v, 0, 65535)
 		return err
 	}},
 	{"listen_address", "", "Address to listen on, for example 127.0.0.1. Default: every address.", func(c *Config, v string) error {
 		c.ListenAddress = v
 		return nil
 	}},
-	{"data_dir", defaultDataDir(), "Directory that holds all state: models, functions, secrets, environments. One provider at a time.", func(c *Config, v string) (err error) {
+	{"data_dir", setting.StateDir("faas-predict"), "Directory that holds all state: models, functions, secrets, environments. One provider at a time.", func(c *Config, v string) (err error) {
 		if v == "" {
 			return fmt.Errorf("must name a directory")
 		}
@@ -158,7 +148,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"basic_auth", "true", "Ask for user and password on every /system route: true or false.", func(c *Config, v string) (err error) {
-		c.BasicAuth, err = boolean(v)
+		c.BasicAuth, err = setting.Boolean(v)
 		return err
 	}},
 	{"secret_mount_path", "", "Directory with the files basic-auth-user and basic-auth-password. Default: admin below data_dir, where a password is generated at the first start.", func(c *Config, v string) error {
@@ -166,15 +156,15 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"read_timeout", "0s", "Longest time to read one request, body included. 0s: no limit, so that long uploads and streams pass; headers must always come within 10s.", func(c *Config, v string) (err error) {
-		c.ReadTimeout, err = duration(v)
+		c.ReadTimeout, err = setting.Duration(v)
 		return err
 	}},
 	{"write_timeout", "0s", "Longest time until an answer is written. 0s: no limit; a function's own exec_timeout rules. Log streams are exempt.", func(c *Config, v string) (err error) {
-		c.WriteTimeout, err = duration(v)
+		c.WriteTimeout, err = setting.Duration(v)
 		return err
 	}},
 	{"idle_timeout", "3m", "How long a client's connection may wait for its next request. 0s: no limit.", func(c *Config, v string) (err error) {
-		c.IdleTimeout, err = duration(v)
+		c.IdleTimeout, err = setting.Duration(v)
 		return err
 	}},
 	{"max_body_bytes", "0", "Largest body of a call, in bytes, streams included. 0: no limit but a function's own max_body_bytes.", func(c *Config, v string) error {
@@ -186,31 +176,31 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"max_connections", "0", "Most connections of clients at a time; others wait until one is closed. 0: half of the files that this process may have open.", func(c *Config, v string) (err error) {
-		c.MaxConnections, err = integer(v, 0, 1<<20)
+		c.MaxConnections, err = setting.Integer(v, 0, 1<<20)
 		return err
 	}},
 	{"trusted_proxies", "", "Addresses or networks, with commas between them, whose X-Forwarded-For is believed: by the access log, and by the issuer, which limits failed attempts by address.", func(c *Config, v string) (err error) {
-		c.TrustedProxies, err = prefixes(v)
+		c.TrustedProxies, err = setting.Prefixes(v)
 		return err
 	}},
 	{"max_idle_conns", "1024", "Idle connections kept open to one function.", func(c *Config, v string) (err error) {
-		c.MaxIdleConns, err = integer(v, 1, 1<<20)
+		c.MaxIdleConns, err = setting.Integer(v, 1, 1<<20)
 		return err
 	}},
 	{"deploy_timeout", "10m", "Longest time a deployment may take, from building its Python environment to being ready.", func(c *Config, v string) (err error) {
-		c.DeployTimeout, err = duration(v)
+		c.DeployTimeout, err = setting.Duration(v)
 		return err
 	}},
 	{"drain_timeout", "60s", "How long a replaced or removed function may finish what it has accepted.", func(c *Config, v string) (err error) {
-		c.DrainTimeout, err = duration(v)
+		c.DrainTimeout, err = setting.Duration(v)
 		return err
 	}},
 	{"drain_delay", "0s", "How long to go on after SIGTERM, with /healthz at 503 and connections closed behind their next answer, before no more are accepted: the time that a load balancer takes to notice.", func(c *Config, v string) (err error) {
-		c.DrainDelay, err = duration(v)
+		c.DrainDelay, err = setting.Duration(v)
 		return err
 	}},
 	{"keep_warm", "1", "How many versions of earlier splits a function keeps loaded, so that a rollback finds them ready.", func(c *Config, v string) (err error) {
-		c.KeepWarm, err = integer(v, 0, 16)
+		c.KeepWarm, err = setting.Integer(v, 0, 16)
 		return err
 	}},
 	{"max_model_bytes", "2147483648", "Largest zip, or single file of a bundle, that a push may send, in bytes.", func(c *Config, v string) error {
@@ -222,7 +212,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"max_replicas", strconv.Itoa(runner.MaxWorkers), fmt.Sprintf("Most replicas (workers) that one function may have; at most %d, which is what fwatchdog can run.", runner.MaxWorkers), func(c *Config, v string) error {
-		n, err := integer(v, 1, runner.MaxWorkers)
+		n, err := setting.Integer(v, 1, runner.MaxWorkers)
 		if err != nil {
 			return fmt.Errorf("%w: a replica is a worker, and fwatchdog runs no more", err)
 		}
@@ -230,7 +220,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"log_buffer_bytes", "1048576", "Log text kept per function, in bytes; the oldest lines go first. Logs are in memory and start anew with the provider.", func(c *Config, v string) (err error) {
-		c.LogBufferBytes, err = integer(v, 4096, 1<<30)
+		c.LogBufferBytes, err = setting.Integer(v, 4096, 1<<30)
 		return err
 	}},
 	{"uid_range", "50000-59999", "When the provider runs as root, each function runs as a user id of its own from this range; the first one builds Python environments.", func(c *Config, v string) (err error) {
@@ -246,11 +236,11 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"behind_gateway", "false", "true: /system/info answers in the form that an OpenFaaS gateway reads from its provider; false: in the form that clients read from a gateway.", func(c *Config, v string) (err error) {
-		c.BehindGateway, err = boolean(v)
+		c.BehindGateway, err = setting.Boolean(v)
 		return err
 	}},
 	{"jwt_auth", "false", "true: every function wants a bearer token, except one with the annotation " + backend.AccessAnnotation + ": " + backend.AccessOpen + ". false: only functions with " + backend.AccessAnnotation + ": " + backend.AccessToken + " do.", func(c *Config, v string) (err error) {
-		c.JWTAuth, err = boolean(v)
+		c.JWTAuth, err = setting.Boolean(v)
 		return err
 	}},
 	{"authority", "", "URL of the issuer whose tokens count. Default: this provider issues them itself.", func(c *Config, v string) error {
@@ -266,18 +256,18 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"access_ttl", issuer.DefaultAccessTTL.String(), "How long an access token holds.", func(c *Config, v string) (err error) {
-		c.AccessTTL, err = durationWithin(v, issuer.MinAccessTTL, issuer.MaxAccessTTL)
+		c.AccessTTL, err = setting.DurationWithin(v, issuer.MinAccessTTL, issuer.MaxAccessTTL)
 		return err
 	}},
 	{"refresh_ttl", issuer.DefaultRefreshTTL.String(), "How long a refresh token holds that is not used.", func(c *Config, v string) (err error) {
-		c.RefreshTTL, err = durationWithin(v, issuer.MinAccessTTL, longest)
+		c.RefreshTTL, err = setting.DurationWithin(v, issuer.MinAccessTTL, setting.Forever)
 		return err
 	}},
 	{"signing_algorithm", string(issuer.DefaultAlgorithm), "What new signing keys are for: ES256, RS256 or EdDSA. Stock of-watchdog cannot check EdDSA.", func(c *Config, v string) error {
-		return oneOf((*string)(&c.SigningAlgorithm), v, string(token.ES256), string(token.RS256), string(token.EdDSA))
+		return setting.OneOf((*string)(&c.SigningAlgorithm), v, string(token.ES256), string(token.RS256), string(token.EdDSA))
 	}},
 	{"key_rotation", issuer.DefaultKeyRotation.String(), "How long a signing key signs before the next one does.", func(c *Config, v string) (err error) {
-		c.KeyRotation, err = durationWithin(v, issuer.MinKeyRotation, longest)
+		c.KeyRotation, err = setting.DurationWithin(v, issuer.MinKeyRotation, setting.Forever)
 		return err
 	}},
 	{"trust_file", "", "File that lists outside OpenID Connect issuers whose tokens may be exchanged. It is read again when it changes.", func(c *Config, v string) error {
@@ -285,7 +275,7 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"revocation_bound", "10s", "With authority: how long a revoked token may still be accepted. This provider's own issuer is asked at once.", func(c *Config, v string) (err error) {
-		c.RevocationBound, err = durationWithin(v, time.Second, longest)
+		c.RevocationBound, err = setting.DurationWithin(v, time.Second, setting.Forever)
 		return err
 	}},
 	{"tls_cert", "", "File with the certificate and its chain (PEM). With tls_key: the port speaks HTTPS only. Files are read again when they change.", func(c *Config, v string) error {
@@ -301,16 +291,16 @@ var Settings = []Setting{
 		return nil
 	}},
 	{"log_format", "text", "The provider's own log lines on stderr: text or json.", func(c *Config, v string) error {
-		return oneOf(&c.LogFormat, v, "text", "json")
+		return setting.OneOf(&c.LogFormat, v, "text", "json")
 	}},
 	{"log_level", "info", "Least level of the provider's own log lines: debug, info, warn or error.", func(c *Config, v string) error {
-		return oneOf(&c.LogLevel, v, "debug", "info", "warn", "error")
+		return setting.OneOf(&c.LogLevel, v, "debug", "info", "warn", "error")
 	}},
 	{"access_log", accesslog.Off, "A line on stdout for each request that was answered: off, text or json.", func(c *Config, v string) error {
-		return oneOf(&c.AccessLog, v, accesslog.Off, accesslog.Text, accesslog.JSON)
+		return setting.OneOf(&c.AccessLog, v, accesslog.Off, accesslog.Text, accesslog.JSON)
 	}},
 	{"pprof", "false", "true: administrators get Go's profiles at /system/debug/pprof/.", func(c *Config, v string) (err error) {
-		c.Profiling, err = boolean(v)
+		c.Profiling, err = setting.Boolean(v)
 		return err
 	}},
 }
@@ -319,14 +309,8 @@ var Settings = []Setting{
 // The error names the setting and the rule.
 func Read(lookup func(name string) string) (*Config, error) {
 	c := &Config{}
-	for _, s := range Settings {
-		value := lookup(s.Name)
-		if value == "" {
-			value = s.Default
-		}
-		if err := s.apply(c, value); err != nil {
-			return nil, fmt.Errorf("setting %s %w", s.Name, err)
-		}
+	if err := setting.Read(Settings, c, lookup); err != nil {
+		return nil, err
 	}
 	if c.SecretMountPath == "" {
 		c.SecretMountPath = c.AdminDir()
@@ -349,78 +333,6 @@ func Read(lookup func(name string) string) (*Config, error) {
 // AdminDir is where the provider keeps the credentials that it generates.
 func (c *Config) AdminDir() string { return filepath.Join(c.DataDir, "admin") }
 
-// defaultDataDir follows the file system hierarchy for root and the XDG base directories for others.
-func defaultDataDir() string {
-	if os.Geteuid() == 0 {
-		return "/var/lib/faas-predict"
-	}
-	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
-		return filepath.Join(state, "faas-predict")
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "faas-predict-data"
-	}
-	return filepath.Join(home, ".local", "state", "faas-predict")
-}
-
-func integer(v string, least, most int) (int, error) {
-	n, err := strconv.Atoi(v)
-	if err != nil || n < least || n > most {
-		return 0, fmt.Errorf("is %q, want a whole number from %d to %d", v, least, most)
-	}
-	return n, nil
-}
-
-func boolean(v string) (bool, error) {
-	if v != "true" && v != "false" {
-		return false, fmt.Errorf("is %q, want true or false", v)
-	}
-	return v == "true", nil
-}
-
-// duration takes what OpenFaaS providers take: a Go duration, or a whole number of seconds.
-func duration(v string) (time.Duration, error) {
-	const invalid = -1
-	d := types.ParseIntOrDurationValue(v, invalid)
-	if d < 0 {
-		return 0, fmt.Errorf("is %q, want a duration such as 90s or a number of seconds", v)
-	}
-	return d, nil
-}
-
-// longest is as good as for ever.
-const longest = 100 * 365 * 24 * time.Hour
-
-func durationWithin(v string, least, most time.Duration) (time.Duration, error) {
-	d, err := duration(v)
-	if err == nil && (d < least || d > most) {
-		if most == longest {
-			return 0, fmt.Errorf("is %q, want %s or more", v, least)
-		}
-		return 0, fmt.Errorf("is %q, want from %s to %s", v, least, most)
-	}
-	return d, err
-}
-
-func prefixes(v string) (all []netip.Prefix, err error) {
-	for one := range strings.SplitSeq(v, ",") {
-		if one = strings.TrimSpace(one); one == "" {
-			continue
-		}
-		prefix, err := netip.ParsePrefix(one)
-		if err != nil {
-			address, err := netip.ParseAddr(one)
-			if err != nil {
-				return nil, fmt.Errorf("has %q, want an address or a network such as 10.0.0.0/8", one)
-			}
-			prefix = netip.PrefixFrom(address, address.BitLen())
-		}
-		all = append(all, prefix.Masked())
-	}
-	return all, nil
-}
-
 func uidRange(v string) (UIDRange, error) {
 	first, last, found := strings.Cut(v, "-")
 	a, errA := strconv.Atoi(first)
@@ -429,14 +341,4 @@ func uidRange(v string) (UIDRange, error) {
 		return UIDRange{}, fmt.Errorf("is %q, want FIRST-LAST with 1000 or more as FIRST", v)
 	}
 	return UIDRange{a, b}, nil
-}
-
-func oneOf(field *string, v string, allowed ...string) error {
-	for _, a := range allowed {
-		if v == a {
-			*field = v
-			return nil
-		}
-	}
-	return fmt.Errorf("is %q, want one of %s", v, strings.Join(allowed, ", "))
 }

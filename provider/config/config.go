@@ -109,7 +109,7 @@ var Settings = []Setting{
 		return err
 	}},
 	{"backend", Process, "What runs the functions: process, children of this provider on Unix sockets; swarm, services of Docker Swarm; or kubernetes, pods.", func(c *Config, v string) error {
-		return oneOf(&c.Backend, v, Process, Swarm, Kubernetes)
+		return setting.OneOf(&c.Backend, v, Process, Swarm, Kubernetes)
 	}},
 	{"swarm_network", DefaultSwarmNetwork, "With backend swarm: the overlay network that functions run on and this provider is attached to; it is made if need be. Functions of another network are another provider's.", func(c *Config, v string) error {
 		if !networkName.MatchString(v) {
@@ -136,12 +136,12 @@ var Settings = []Setting{
 			c.KubernetesUser = nil
 			return nil
 		}
-		id, err := integer(v, 1, math.MaxInt32)
+		id, err := setting.Integer(v, 1, math.MaxInt32)
 		c.KubernetesUser = new(int64(id))
 		return err
 	}},
 	{"kubernetes_pull_policy", "", "When nodes pull functions' images: Always, IfNotPresent or Never. Default: Kubernetes' own rule.", func(c *Config, v string) error {
-		return oneOf(&c.KubernetesPullPolicy, v, "", "Always", "IfNotPresent", "Never")
+		return setting.OneOf(&c.KubernetesPullPolicy, v, "", "Always", "IfNotPresent", "Never")
 	}},
 	{"fwatchdog_path", "", "The fwatchdog program. Default: beside this program, then on PATH.", func(c *Config, v string) error {
 		c.FwatchdogPath = v

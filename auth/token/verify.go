@@ -102,7 +102,7 @@ func (v *Verifier) VerifyRequest(r *http.Request) (*Claims, error) {
 	}
 	claims, err := v.Verify(r.Context(), raw)
 	// Looking at each character of every call's token would show, and a token that is known has only good ones.
-	if err == errMalformed && !isB64Token(raw) {
+	if errors.Is(err, errMalformed) && !isB64Token(raw) {
 		return nil, errHeaderSyntax
 	}
 	return claims, err

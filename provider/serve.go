@@ -25,6 +25,7 @@ import (
 	"github.com/faas-predict/faas-predict/auth/certificate"
 	"github.com/faas-predict/faas-predict/provider/accesslog"
 	"github.com/faas-predict/faas-predict/provider/api"
+	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/config"
 	"github.com/faas-predict/faas-predict/provider/registry"
 	"github.com/faas-predict/faas-predict/watchdog/model"
@@ -84,10 +85,12 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), functions)
+	later := async.New(cfg.Async, metrics)
 	surface := api.New(api.Options{
 		Backend:       functions,
 		Functions:     functions,
 		Models:        models,
+		Async:         later,
 		Access:        api.Access{Basic: credentials, Tokens: tokens.verifier, Functions: cfg.JWTAuth},
 		Issuer:        tokens.issuer,
 		BehindGateway: cfg.BehindGateway,
@@ -97,6 +100,7 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		Version:       version(),
 		Metrics:       metrics,
 	})
+	later.Start(surface)
 	var handler http.Handler = surface
 	if cfg.AccessLog != accesslog.Off {
 		lines := accesslog.New(os.Stdout, cfg.AccessLog, cfg.TrustedProxies, metrics)
@@ -122,7 +126,7 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	ending, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout+5*time.Second)
 	defer cancel()
-	return errors.Join(err, shutDown(ending, server, functions, cfg.DrainTimeout))
+	return errors.Join(err, shutDown(ending, server, later, functions, cfg.DrainTimeout))
 }
 
 // maxConnections leaves the other half of the files for functions, models and the database.
@@ -139,16 +143,24 @@ func maxConnections(cfg *config.Config) int {
 }
 
 // shutDown ends in this order: no new requests, then log streams (which Close of the backend ends),
-// then functions once their calls are answered.
-func shutDown(ctx context.Context, server api.HTTPServer, functions running, drain time.Duration) error {
+// then functions once their calls are answered, those for which nobody waits included.
+func shutDown(ctx context.Context, server api.HTTPServer, later *async.Queue, functions running, drain time.Duration) error {
 	functions.EndStreams()
 	quiet, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()
+	stored := make(chan struct{})
+	go func() {
+		defer close(stored)
+		if err := later.Close(quiet); err != nil {
+			slog.Warn("asynchronous calls were cut off", "error", err)
+		}
+	}()
 	err := server.Shutdown(quiet)
 	if errors.Is(err, context.DeadlineExceeded) {
 		slog.Warn("calls were cut off: they did not end within drain_timeout")
 		err = server.Close()
 	}
+	<-stored
 	return errors.Join(err, functions.Close(ctx))
 }
 

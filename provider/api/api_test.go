@@ -15,6 +15,7 @@ import (
 	sdk "github.com/openfaas/go-sdk"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
 	"github.com/faas-predict/faas-predict/provider/traffic"
@@ -72,6 +73,8 @@ func (f *fake) Running(string) []backend.TrafficStatus        { return []backend
 func (f *fake) Unload(context.Context, string, string) error  { return f.err }
 func (f *fake) Annotation(backend.Ref, string) (string, bool) { return f.annotation, true }
 
+func (f *fake) Split(backend.Ref) (traffic.Split, bool) { return f.split.Split, true }
+
 func (f *fake) Forward(_ backend.Ref, w http.ResponseWriter, r *http.Request, target, _ string, _ http.Header) (int, error) {
 	if f.forward == nil {
 		return 0, f.err
@@ -104,9 +107,10 @@ func (m fakeModels) Get(n string) (registry.Model, error) { return registry.Mode
 func (m fakeModels) Delete(string, string) error          { return m.err }
 
 func server(f *fake, m fakeModels, behindGateway bool) *Server {
+	registry := prometheus.NewRegistry()
 	return New(Options{
-		Backend: f, Functions: f, Models: m, Access: Access{Basic: NewCredentials("admin", "secret")},
-		BehindGateway: behindGateway, Profiling: true, Version: "v1", Metrics: prometheus.NewRegistry(),
+		Async: async.New(async.Settings{}, registry), Backend: f, Functions: f, Models: m, Access: Access{Basic: NewCredentials("admin", "secret")},
+		BehindGateway: behindGateway, Profiling: true, Version: "v1", Metrics: registry,
 	})
 }
 

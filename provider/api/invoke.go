@@ -34,7 +34,7 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 	if callID == "" || len(callID) > 128 {
 		callID = uuid.NewString()
 	}
-	name, path := splitPath(r.URL.EscapedPath())
+	name, path := splitPath(r.URL.EscapedPath(), functionPrefix)
 	ref, err := backend.ParseRef(name, "")
 	if err != nil {
 		problem(w, http.StatusNotFound, callID, "there is no function "+quote(name))
@@ -69,15 +69,24 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 	if r.URL.RawQuery != "" {
 		target += "?" + r.URL.RawQuery
 	}
-	status, err := s.functions.Forward(ref, w, r, target, r.Host, header)
+	_ = s.carry(w, r, ref, target, callID, body, start) // it has answered, whatever that was
+}
+
+// carry carries a call that may pass to its function and answers it. It returns what Forward did.
+func (s *Server) carry(w http.ResponseWriter, r *http.Request, ref backend.Ref, target, callID string, body *boundedBody, start time.Time) error {
+	status, err := s.functions.Forward(ref, w, r, target, r.Host, r.Header)
+	name := ref.String()
+	if ref.Namespace == backend.DefaultNamespace {
+		name = ref.Name
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, backend.ErrNotFound):
 		problem(w, http.StatusNotFound, callID, "there is no function "+quote(name))
-		return
+		return err
 	case errors.Is(err, backend.ErrNoVersion):
 		problem(w, http.StatusNotFound, callID, err.Error())
-		return
+		return err
 	case errors.Is(err, upstream.ErrAborted):
 		s.metrics.called(ref, http.StatusBadGateway, time.Since(start))
 		if r.Context().Err() == nil {
@@ -105,11 +114,12 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 		slog.Warn("a function went away during a call", "function", ref.String(), "call_id", callID, "error", err)
 	}
 	s.metrics.called(ref, status, time.Since(start))
+	return err
 }
 
-// splitPath takes /function/NAME/PATH apart; what it returns as path begins with a slash.
-func splitPath(escaped string) (name, path string) {
-	rest := strings.TrimPrefix(escaped, functionPrefix)
+// splitPath takes PREFIX/NAME/PATH apart; what it returns as path begins with a slash.
+func splitPath(escaped, prefix string) (name, path string) {
+	rest := strings.TrimPrefix(escaped, prefix)
 	name, path, _ = strings.Cut(rest, "/")
 	return name, "/" + path
 }

@@ -19,8 +19,10 @@ import (
 
 	"github.com/faas-predict/faas-predict/auth/forward"
 	"github.com/faas-predict/faas-predict/auth/issuer"
+	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
+	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
@@ -63,6 +65,11 @@ var Routes = []Route{
 	{"PUT", "/system/blobs/{sha256}", "Store a content for a later push: 201 new, 200 there already, 400 other content than the digest says, 413 too large.", method((*Server).putBlob)},
 	{"", functionPrefix + "{name}", "Call a function, as NAME or NAME.NAMESPACE.", method((*Server).invoke)},
 	{"", functionPrefix + "{name}/{path...}", "Call a function with a path of its own.", method((*Server).invoke)},
+	{"", asyncPrefix + "{name}", "Have a function called later: 202 with X-Call-Id once the call is stored, its result goes to X-Callback-Url; 400 for a callback that is refused, 413, 429 when the queue is full.", method((*Server).accept)},
+	{"", asyncPrefix + "{name}/{path...}", "Have a function called later, with a path of its own.", method((*Server).accept)},
+	{"GET", "/system/async/dead", "Asynchronous calls and results that were given up (query: function, namespace, after, limit).", method((*Server).listDead)},
+	{"POST", "/system/async/dead/{id}/requeue", "Try one of them again: 202, 404.", method((*Server).requeueDead)},
+	{"DELETE", "/system/async/dead/{id}", "Delete one of them: 202, 404.", method((*Server).deleteDead)},
 	{"GET", "/system/debug/pprof/{profile...}", "Go's profiles of the provider, for go tool pprof: 404 unless the setting pprof is true.", method((*Server).profile)},
 	{"GET", "/healthz", "200 while the provider serves, 503 once it is about to leave.", method((*Server).healthz)},
 	{"GET", "/metrics", "Prometheus metrics.", func(s *Server) http.HandlerFunc {
@@ -93,6 +100,8 @@ type Functions interface {
 	// Annotation is one of those that the function was deployed with, "" without it, and whether there is
 	// such a function. It is asked for every call.
 	Annotation(ref backend.Ref, name string) (value string, exists bool)
+	// Split is how the function's calls are split, and whether there is such a function.
+	Split(ref backend.Ref) (split traffic.Split, exists bool)
 }
 
 // Issuer is an issuer of tokens in this process.
@@ -106,6 +115,7 @@ type Options struct {
 	Backend   backend.Backend
 	Functions Functions
 	Models    Models
+	Async     *async.Queue
 	Access    Access
 	Issuer    *Issuer // nil: tokens are another issuer's
 	// BehindGateway makes /system/info answer a gateway rather than a client.
@@ -124,6 +134,7 @@ type Server struct {
 	backend       backend.Backend
 	functions     Functions
 	models        Models
+	async         *async.Queue
 	behindGateway bool
 	maxBodyBytes  int64
 	profiling     bool
@@ -143,6 +154,7 @@ func New(o Options) *Server {
 		backend:       o.Backend,
 		functions:     o.Functions,
 		models:        o.Models,
+		async:         o.Async,
 		behindGateway: o.BehindGateway,
 		maxBodyBytes:  o.MaxBodyBytes,
 		profiling:     o.Profiling,
@@ -189,6 +201,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if strings.HasPrefix(r.URL.Path, functionPrefix) {
 		s.invoke(w, r)
+		return
+	}
+	if strings.HasPrefix(r.URL.Path, asyncPrefix) {
+		s.accept(w, r)
 		return
 	}
 	if path := r.URL.Path; s.validate != nil && (path == forward.DefaultPath || strings.HasPrefix(path, forward.DefaultPath+"/")) {

@@ -21,6 +21,7 @@ import (
 	"github.com/faas-predict/faas-predict/auth/setting"
 	"github.com/faas-predict/faas-predict/auth/token"
 	"github.com/faas-predict/faas-predict/provider/accesslog"
+	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
 )
@@ -77,6 +78,7 @@ type Config struct {
 	KubernetesNamespaces []string
 	KubernetesUser       *int64 // nil = the image's, or the platform's
 	KubernetesPullPolicy string // "" = Kubernetes' rule
+	Async                async.Settings
 }
 
 // Values of Backend.
@@ -303,6 +305,65 @@ var Settings = []Setting{
 		c.Profiling, err = setting.Boolean(v)
 		return err
 	}},
+	{"nats_url", "", "URL of the NATS that keeps asynchronous calls, such as nats://host:4222 or tls://host:4222. Default: one in this process, with its files in data_dir.", func(c *Config, v string) error {
+		c.Async.URL = v
+		return nil
+	}},
+	{"nats_credentials", "", "File with the credentials for nats_url (JWT and seed, as nsc writes it).", func(c *Config, v string) error {
+		c.Async.Credentials = v
+		return nil
+	}},
+	{"nats_ca", "", "File with the authorities (PEM) that the certificate of nats_url is checked with. Default: the system's.", func(c *Config, v string) error {
+		c.Async.CA = v
+		return nil
+	}},
+	{"async_sync", "1s", "How often accepted calls are flushed to disk, which is what a power cut may cost; a killed process loses none. always: before each 202.", func(c *Config, v string) (err error) {
+		if v == "always" {
+			return nil
+		}
+		c.Async.Sync, err = setting.DurationWithin(v, time.Millisecond, time.Hour)
+		return err
+	}},
+	{"async_max_messages", "100000", "Most asynchronous calls that wait to be executed, and most results that wait to be reported. Beyond: 429.", func(c *Config, v string) (err error) {
+		c.Async.MaxMessages, err = integer64(v, 1, 1<<40)
+		return err
+	}},
+	{"async_max_bytes", "1073741824", "Most bytes that these calls take, and likewise results and dead letters. Beyond: 429.", func(c *Config, v string) (err error) {
+		c.Async.MaxBytes, err = integer64(v, 1<<20, 1<<50)
+		return err
+	}},
+	{"async_max_body_bytes", "8388608", "Largest body of an asynchronous call, and of its result, in bytes. An outside NATS may allow less (max_payload).", func(c *Config, v string) (err error) {
+		c.Async.MaxBodyBytes, err = integer64(v, 1, 48<<20)
+		return err
+	}},
+	{"async_concurrency", "8", "How many asynchronous calls of one function are in progress at a time, and how many of its reports.", func(c *Config, v string) (err error) {
+		c.Async.Concurrency, err = setting.Integer(v, 1, 1024)
+		return err
+	}},
+	{"async_max_attempts", "10", "How often an asynchronous call is executed that the function answers with 429 or 5xx, and how often its result is reported, before it is a dead letter.", func(c *Config, v string) (err error) {
+		c.Async.MaxAttempts, err = setting.Integer(v, 1, 1000)
+		return err
+	}},
+	{"async_retry_max_wait", "1m", "Longest wait between two attempts, which begins at 1s and doubles. A Retry-After of up to an hour is kept in any case.", func(c *Config, v string) (err error) {
+		c.Async.RetryMaxWait, err = setting.DurationWithin(v, time.Millisecond, 24*time.Hour)
+		return err
+	}},
+	{"async_callback_timeout", "30s", "Longest time for one attempt to report a result.", func(c *Config, v string) (err error) {
+		c.Async.CallbackTimeout, err = setting.DurationWithin(v, time.Millisecond, time.Hour)
+		return err
+	}},
+	{"async_callback_allow_private", "false", "true: callbacks may be on loopback, private and other addresses that the Internet does not reach.", func(c *Config, v string) (err error) {
+		c.Async.AllowPrivate, err = setting.Boolean(v)
+		return err
+	}},
+	{"async_dead_max", "10000", "Most dead letters that are kept; the oldest go first.", func(c *Config, v string) (err error) {
+		c.Async.DeadMax, err = integer64(v, 1, 1<<30)
+		return err
+	}},
+	{"async_dead_age", "168h", "How long a dead letter is kept.", func(c *Config, v string) (err error) {
+		c.Async.DeadAge, err = setting.DurationWithin(v, time.Second, setting.Forever)
+		return err
+	}},
 }
 
 // Read fills a Config from the settings' values; lookup gives "" for a setting that is not given.
@@ -324,6 +385,10 @@ func Read(lookup func(name string) string) (*Config, error) {
 	if err := c.TLS.Check("tls_cert", "tls_key", "tls_client_ca"); err != nil {
 		return nil, err
 	}
+	if c.Async.URL == "" && (c.Async.Credentials != "" || c.Async.CA != "") {
+		return nil, fmt.Errorf("settings nats_credentials and nats_ca are for nats_url, which is not set")
+	}
+	c.Async.Dir = filepath.Join(c.DataDir, "async")
 	if c.RefreshTTL < c.AccessTTL {
 		return nil, fmt.Errorf("setting refresh_ttl is %s, want no less than access_ttl, %s", c.RefreshTTL, c.AccessTTL)
 	}
@@ -332,6 +397,14 @@ func Read(lookup func(name string) string) (*Config, error) {
 
 // AdminDir is where the provider keeps the credentials that it generates.
 func (c *Config) AdminDir() string { return filepath.Join(c.DataDir, "admin") }
+
+func integer64(v string, least, most int64) (int64, error) {
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("is %q, want a whole number from %d to %d", v, least, most)
+	}
+	return n, nil
+}
 
 func uidRange(v string) (UIDRange, error) {
 	first, last, found := strings.Cut(v, "-")

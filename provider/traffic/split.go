@@ -143,6 +143,9 @@ func (s Split) Versions() []string {
 	return out
 }
 
+// Has reports whether the split needs the version loaded.
+func (s Split) Has(version string) bool { return slices.Contains(s.Versions(), version) }
+
 // Equal reports whether both send every call to the same place.
 func (s Split) Equal(other Split) bool {
 	if s.Mirror != other.Mirror || len(s.Targets) != len(other.Targets) {

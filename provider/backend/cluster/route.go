@@ -206,3 +206,16 @@ func (b *Backend) Annotation(ref backend.Ref, name string) (value string, exists
 	}
 	return value, r != nil
 }
+
+// Split is how the function's calls are split, and whether there is such a function.
+func (b *Backend) Split(ref backend.Ref) (split traffic.Split, exists bool) {
+	f := b.known(ref)
+	if f == nil {
+		return traffic.Split{}, false
+	}
+	r := f.record.Load()
+	if r == nil {
+		return traffic.Split{}, false
+	}
+	return r.Split, true
+}

@@ -169,3 +169,18 @@ func (b *Backend) Annotation(ref backend.Ref, name string) (value string, exists
 	}
 	return value, r != nil
 }
+
+// Split is how the function's calls are split, and whether there is such a function.
+func (b *Backend) Split(ref backend.Ref) (split traffic.Split, exists bool) {
+	b.mu.RLock()
+	f := b.functions[ref]
+	b.mu.RUnlock()
+	if f == nil {
+		return traffic.Split{}, false
+	}
+	r := f.record.Load()
+	if r == nil {
+		return traffic.Split{}, false
+	}
+	return r.Split, true
+}

@@ -3,7 +3,9 @@ package swarm
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,10 +13,104 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openfaas/faas-provider/types"
+	sdk "github.com/openfaas/go-sdk"
+
+	"github.com/faas-predict/faas-predict/provider/backend/swarm"
 	"github.com/faas-predict/faas-predict/tests/cluster/conformance"
 )
 
-func TestConformance(t *testing.T) { conformance.Run(t, install(t)) }
+// One engine is enough for all tests; it starts once.
+func TestSwarm(t *testing.T) {
+	s := install(t)
+	t.Run("Conformance", func(t *testing.T) { conformance.Run(t, s) })
+	t.Run("Records", func(t *testing.T) {
+		t.Setenv("DOCKER_HOST", "unix://"+s.Socket())
+		engine, err := swarm.Open(t.Context(), "faas-predict")
+		must(t, err)
+		conformance.Records(t, engine)
+		must(t, engine.Close())
+	})
+	t.Run("TwoProviders", func(t *testing.T) { conformance.TwoProviders(t, s, s.second(t)) })
+	t.Run("Placement", s.placement)
+}
+
+// second starts another provider and returns where it serves.
+func (s *installed) second(t *testing.T) string {
+	t.Helper()
+	const port = "18981"
+	s.run(t, nil, "service", "create", "--detach", "--name", "second", "--network", "faas-predict",
+		"--publish", "mode=host,target=8080,published="+port, "--secret", "basic-auth-user", "--secret", "basic-auth-password",
+		"--mount", "type=bind,source="+s.Socket()+",target=/var/run/docker.sock", "--mount", "type=tmpfs,target=/data",
+		"--env", "backend=swarm", "--env", "data_dir=/data", "--env", "secret_mount_path=/run/secrets", "faas-predict:test")
+	t.Cleanup(func() {
+		_, err := s.Run(context.WithoutCancel(t.Context()), nil, "service", "rm", "second")
+		must(t, err)
+	})
+	url := "http://127.0.0.1:" + port
+	s.await(t, url, "second")
+	return url
+}
+
+// placement holds services to what a deployment asks of the engine.
+func (s *installed) placement(t *testing.T) {
+	u, err := url.Parse(s.URL())
+	must(t, err)
+	client := sdk.NewClient(u, &sdk.BasicAuth{Username: "admin", Password: password}, http.DefaultClient)
+	spec := types.FunctionDeployment{
+		Service: "placed", Image: s.Image(t, "placed", "1", map[string]string{"main.py": "def predict(r):\n    return open('/proc/self/status').read()\n"}),
+		Constraints: []string{"node.role == manager"}, ReadOnlyRootFilesystem: true,
+		Limits:   &types.FunctionResources{Memory: "128Mi", CPU: "500m"},
+		Requests: &types.FunctionResources{Memory: "32Mi", CPU: "10m"},
+		Labels:   &map[string]string{"team": "plants"},
+	}
+	status, err := client.Deploy(t.Context(), spec)
+	if err != nil || status != http.StatusAccepted {
+		t.Fatalf("deploy: %d %v", status, err)
+	}
+	name := s.run(t, nil, "service", "ls", "--quiet", "--filter", "label=team=plants")
+	for format, want := range map[string]string{
+		"{{.Spec.TaskTemplate.Placement.Constraints}}":              "[node.role == manager]",
+		"{{.Spec.TaskTemplate.ContainerSpec.ReadOnly}}":             "true",
+		"{{.Spec.TaskTemplate.Resources.Limits.MemoryBytes}}":       "134217728",
+		"{{.Spec.TaskTemplate.Resources.Limits.NanoCPUs}}":          "500000000",
+		"{{.Spec.TaskTemplate.Resources.Reservations.MemoryBytes}}": "33554432",
+		"{{.Spec.TaskTemplate.ContainerSpec.CapabilityDrop}}":       "[ALL]",
+		"{{.Spec.UpdateConfig.Order}}":                              "start-first",
+		"{{index .Spec.Labels \"faas-predict.version\"}}":           "1.1_1",
+	} {
+		if got := s.run(t, nil, "service", "inspect", "--format", format, name); got != want {
+			t.Errorf("%s is %s, want %s", format, got, want)
+		}
+	}
+	// What the kernel says of the model's process.
+	answer, err := http.Post(s.URL()+"/function/placed", "text/plain", strings.NewReader(""))
+	must(t, err)
+	defer answer.Body.Close()
+	said, err := io.ReadAll(answer.Body)
+	must(t, err)
+	for _, line := range []string{"Uid:\t12000\t12000", "Gid:\t0\t0", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000"} {
+		if !strings.Contains(string(said), line) {
+			t.Errorf("the process has no %q:\n%s", line, said)
+		}
+	}
+	must(t, client.DeleteFunction(t.Context(), "placed", ""))
+}
+
+// await blocks until a provider serves.
+func (s *installed) await(t *testing.T, url, service string) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		answer, err := http.Get(url + "/healthz")
+		if err == nil {
+			answer.Body.Close()
+			if answer.StatusCode == http.StatusOK {
+				return
+			}
+		}
+	}
+	t.Fatalf("the provider does not serve: %s", s.run(t, nil, "service", "ps", "--no-trunc", service))
+}
 
 const (
 	root     = "../../.."
@@ -40,10 +136,10 @@ func install(t *testing.T) *installed {
 	s := &installed{Docker: docker, port: "18980"}
 	t.Cleanup(func() {
 		if t.Failed() {
-			said, err := s.Run(context.Background(), nil, "service", "logs", "--tail", "200", "faas-predict_provider")
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			said, err := s.Run(ctx, nil, "service", "logs", "--raw", "--tail", "200", "faas-predict_provider")
 			t.Logf("the provider said (%v):\n%s", err, said)
-			ps, _ := s.Run(context.Background(), nil, "service", "ls")
-			t.Log(ps)
 		}
 		if err := s.Stop(); err != nil {
 			t.Error(err)
@@ -136,16 +232,7 @@ func (s *installed) KillProvider(t *testing.T) {
 // StartProvider waits: the swarm starts it.
 func (s *installed) StartProvider(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		answer, err := http.Get(s.URL() + "/healthz")
-		if err == nil {
-			answer.Body.Close()
-			if answer.StatusCode == http.StatusOK {
-				return
-			}
-		}
-	}
-	t.Fatalf("the provider does not serve: %s", s.run(t, nil, "service", "ps", "--no-trunc", "faas-predict_provider"))
+	s.await(t, s.URL(), "faas-predict_provider")
 }
 
 func (s *installed) KillContainer(t *testing.T, function string) {

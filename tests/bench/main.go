@@ -1,7 +1,7 @@
 // Command bench prints the figures of docs/performance.md in one run on one machine: ratios, with
 // the noise of the rounds they come from. It needs wrk, bin/fwatchdog and bin/faas-predict.
 //
-// Arguments choose among throughput, auth, stream, worker, queueing, r and operations; without any, all are measured.
+// Arguments choose among throughput, auth, stream, worker, queueing, r, operations and async; without any, all are measured.
 // OF_WATCHDOG=path measures the real of-watchdog in front of Flask and waitress; without it the same
 // Flask application is measured directly.
 package main
@@ -110,10 +110,10 @@ func (b *bench) run() (err error) {
 	}
 	fmt.Printf("%d cores shared with the load generator; median of %d rounds, least and most behind it\n\n", cores(), rounds)
 	steps := map[string]func() error{
-		"throughput": b.throughput, "auth": b.auth, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing, "r": b.r,
+		"throughput": b.throughput, "auth": b.auth, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing, "r": b.r, "async": b.async,
 		"operations": b.operations,
 	}
-	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing", "r", "operations"} {
+	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing", "r", "operations", "async"} {
 		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], name) {
 			continue
 		}

@@ -439,6 +439,16 @@ func (c *Cluster) Load(ctx context.Context, archives ...string) error {
 	return nil
 }
 
+// KillTask kills a pod's container, by the name that the pod's status has for it.
+func (c *Cluster) KillTask(ctx context.Context, id string) error {
+	cmd := exec.CommandContext(ctx, "ctr", "--address", c.socket(), "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL",
+		strings.TrimPrefix(id, "containerd://"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kill container %s: %w: %s", id, err, out)
+	}
+	return nil
+}
+
 // Run runs one of the clients among the engines' programs, kubectl or helm, as the administrator, and returns its output.
 func (c *Cluster) Run(ctx context.Context, name string, arguments ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, name), arguments...)

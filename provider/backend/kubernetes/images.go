@@ -22,12 +22,6 @@ type Images struct{}
 
 var _ cluster.Images = Images{}
 
-// Labels of an image with a model in it.
-const (
-	ModelLabel   = "org.opencontainers.image.title"
-	VersionLabel = "org.opencontainers.image.version"
-)
-
 // Inspect implements cluster.Images. A tag becomes the digest that it names now, so that every pod of a version runs the
 // same.
 func (Images) Inspect(ctx context.Context, image string) (cluster.Image, error) {
@@ -54,8 +48,8 @@ func (Images) Inspect(ctx context.Context, image string) (cluster.Image, error) 
 	}
 	out := cluster.Image{
 		Ref:     ref.Context().Digest(digest.String()).String(),
-		Model:   config.Config.Labels[ModelLabel],
-		Version: config.Config.Labels[VersionLabel],
+		Model:   config.Config.Labels[cluster.ModelLabel],
+		Version: config.Config.Labels[cluster.VersionLabel],
 	}
 	if out.Model == "" || out.Version == "" {
 		return cluster.Image{}, fmt.Errorf("%w image %s: it carries no version; build it from the project's templates", backend.ErrInvalid, ref)

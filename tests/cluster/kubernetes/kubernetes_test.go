@@ -23,7 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/faas-predict/faas-predict/provider/backend/kubernetes"
+	"github.com/faas-predict/faas-predict/provider/backend/cluster"
 	"github.com/faas-predict/faas-predict/tests/cluster/kube"
 	"github.com/faas-predict/faas-predict/tests/cluster/modelimage"
 )
@@ -179,7 +179,7 @@ func (i *installed) push(t *testing.T, repository string, bundle fs.FS) string {
 	version := ""
 	image, err := modelimage.Bundle(base, filepath.Join(root, "bin", "fwatchdog"), bundle, func(model, id string) map[string]string {
 		version = id
-		return map[string]string{kubernetes.ModelLabel: model, kubernetes.VersionLabel: id}
+		return map[string]string{cluster.ModelLabel: model, cluster.VersionLabel: id}
 	})
 	must(t, err)
 	ref, err := modelimage.Push(t.Context(), image, i.Registry+"/"+repository+":"+version)

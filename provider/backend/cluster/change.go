@@ -93,7 +93,10 @@ func (c *change) attempt(ctx context.Context, compute func(old *record) (*record
 	if err := c.load(ctx, next, missing); err != nil {
 		return false, err
 	}
-	undo, err := c.resize(ctx, next, seen, resized)
+	undo, err := c.resize(ctx, old, next, seen, resized)
+	if errors.Is(err, errStale) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -190,7 +193,7 @@ func (c *change) load(ctx context.Context, next *record, missing []*deployment.D
 		c.started[d.Workload] = d
 		err := b.Engine.Apply(ctx, b.workload(f.ref, d, next.Replicas))
 		if err == nil {
-			err = c.awaitReady(ctx, d.Workload, next.Replicas, true)
+			err = c.awaitReady(ctx, d.Workload, next.Replicas, true, never)
 		}
 		if err != nil {
 			err = fmt.Errorf("version %s: %w", d.Version, err)
@@ -233,10 +236,13 @@ var reserved = map[string]bool{
 const tailLines = 50
 
 // awaitReady blocks until so many containers of a workload are ready, or says why they will not be. A
-// fresh workload is given up at its first failure.
-func (c *change) awaitReady(ctx context.Context, id string, replicas uint64, fresh bool) error {
+// fresh workload is given up at its first failure; any is when it is stale, with errStale.
+func (c *change) awaitReady(ctx context.Context, id string, replicas uint64, fresh bool, stale func() bool) error {
 	why := "the engine has not told of it yet"
 	for {
+		if stale() {
+			return errStale
+		}
 		var changed <-chan struct{}
 		if w := c.f.find(id); w != nil {
 			ready, _, failures, final, reason, next := w.standing()
@@ -283,11 +289,23 @@ func (c *change) tail(ctx context.Context, id string) string {
 	return "; its log ends with:\n" + text
 }
 
+// errStale means that another provider has changed the record that a change started from.
+var errStale = errors.New("the record has changed")
+
+func never() bool { return false }
+
 // resize gives the workloads that stay the number of containers that next asks for, or on an error
 // none of them: all, or those that an earlier attempt started for a record that has changed. undo takes
 // it back.
-func (c *change) resize(ctx context.Context, next *record, seen Function, all bool) (undo func(), err error) {
+//
+// It gives errStale once another provider has changed the record: that may have removed the very
+// workload that is waited for, or given it another number of containers.
+func (c *change) resize(ctx context.Context, old, next *record, seen Function, all bool) (undo func(), err error) {
 	b := c.f.b
+	stale := func() bool {
+		r := c.f.record.Load()
+		return r != nil && old != nil && r.Serial > old.Serial
+	}
 	before := map[string]uint64{}
 	undo = func() {
 		for id, n := range before {
@@ -301,14 +319,22 @@ func (c *change) resize(ctx context.Context, next *record, seen Function, all bo
 		if at < 0 || seen.Workloads[at].Replicas == next.Replicas || (!all && c.started[id] == nil) {
 			continue
 		}
-		if err := b.Engine.Scale(ctx, c.f.ref, id, next.Replicas); err != nil {
+		err := b.Engine.Scale(ctx, c.f.ref, id, next.Replicas)
+		if errors.Is(err, backend.ErrNotFound) {
+			return nil, errStale // it was there a moment ago
+		}
+		if err != nil {
 			undo()
 			return nil, fmt.Errorf("scale %s to %d: %w", c.f.ref, next.Replicas, err)
 		}
 		before[id] = seen.Workloads[at].Replicas
 	}
 	for id := range before {
-		if err := c.awaitReady(ctx, id, next.Replicas, false); err != nil {
+		err := c.awaitReady(ctx, id, next.Replicas, false, stale)
+		if errors.Is(err, errStale) {
+			return nil, err
+		}
+		if err != nil {
 			undo()
 			return nil, fmt.Errorf("scale %s to %s: %w", c.f.ref, strconv.FormatUint(next.Replicas, 10), err)
 		}

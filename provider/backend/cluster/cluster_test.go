@@ -239,6 +239,33 @@ func TestTwoProvidersAreOfOneMind(t *testing.T) {
 	eventually(t, "both have forgotten it", func() bool { return a.known(iris) == nil && b.known(iris) == nil })
 }
 
+// What one provider scales and waits for, another may replace meanwhile.
+func TestAScaleDoesNotWaitForWhatAnotherProviderRemoves(t *testing.T) {
+	m := newEngine(t)
+	a, b := open(t, m), open(t, m)
+	must(t, a.Create(t.Context(), spec("slow:1_1")))
+	eventually(t, "the other knows of it", func() bool { _, err := b.existing(iris); return err == nil })
+	scaled := make(chan error, 1)
+	go func() { scaled <- b.Scale(context.Background(), iris, 3) }()
+	eventually(t, "it scales", func() bool {
+		f, err := m.Read(t.Context(), iris)
+		return err == nil && len(f.Workloads) == 1 && f.Workloads[0].Replicas == 3
+	})
+	began := time.Now()
+	for _, image := range []string{"iris:2_1", "iris:3_1", "iris:4_1"} {
+		must(t, a.Update(t.Context(), spec(image)))
+	}
+	must(t, <-scaled)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	got, err := b.Get(t.Context(), iris, false)
+	must(t, err)
+	if got.Replicas != 3 || got.Image != "iris:4_1" {
+		t.Errorf("the function is %+v", got)
+	}
+}
+
 func TestAProviderComesBack(t *testing.T) {
 	m := newEngine(t)
 	before := open(t, m)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -171,10 +172,15 @@ func (i *installed) pushProvider(ctx context.Context) error {
 	return remote.Write(tag, image, remote.WithContext(ctx))
 }
 
+// python is the base of images; reading it takes a while.
+var python = sync.OnceValues(func() (v1.Image, error) {
+	return modelimage.Python(context.Background(), filepath.Join(root, ".cache", "base"))
+})
+
 // push pushes an image of a bundle as the template makes it, less what the template builds.
 func (i *installed) push(t *testing.T, repository string, bundle fs.FS) string {
 	t.Helper()
-	base, err := modelimage.Python(t.Context(), filepath.Join(root, ".cache", "base"))
+	base, err := python()
 	must(t, err)
 	version := ""
 	image, err := modelimage.Bundle(base, filepath.Join(root, "bin", "fwatchdog"), bundle, func(model, id string) map[string]string {

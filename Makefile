@@ -44,7 +44,7 @@ unit:
 	  $(BIN)/fwatchdog check $$model || exit 1; done
 
 test-cluster: setup build engines ## functions on real container engines; needs root
-	go test -race -count=1 -timeout 30m ./tests/cluster/...
+	go test -race -count=1 -p 1 -timeout 30m ./tests/cluster/...
 
 engines: ## build Kubernetes, etcd and Helm for test-cluster; some minutes, once
 	@mkdir -p $(ENGINES)

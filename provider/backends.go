@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 
+	"github.com/moby/moby/client"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +16,9 @@ import (
 	"github.com/faas-predict/faas-predict/provider/backend/process"
 	"github.com/faas-predict/faas-predict/provider/backend/swarm"
 	"github.com/faas-predict/faas-predict/provider/config"
+	"github.com/faas-predict/faas-predict/provider/image"
+	"github.com/faas-predict/faas-predict/provider/registry"
+	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
 // running is what serve needs of a backend.
@@ -26,7 +31,7 @@ type running interface {
 }
 
 // openBackend opens the backend that the settings name.
-func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models backend.Models) (running, error) {
+func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models *registry.Registry) (running, error) {
 	switch cfg.Backend {
 	case config.Swarm:
 		engine, err := swarm.Open(ctx, cfg.SwarmNetwork)
@@ -37,7 +42,15 @@ func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models b
 	case config.Kubernetes:
 		return openKubernetes(ctx, cfg)
 	default:
-		return process.Open(ctx, cfg, db, models)
+		docker, err := client.New(client.FromEnv) // connects when an image is asked for
+		if err != nil {
+			return nil, fmt.Errorf("read the settings of the Docker engine: %w", err)
+		}
+		return process.Open(ctx, cfg, db, image.Models{
+			Registry:   models,
+			Registries: image.Registries{Plain: cfg.PlainRegistries, MaxBytes: cfg.MaxImageBytes, Limits: model.DefaultLimits},
+			Engine:     image.Engine{Docker: docker, Limits: model.DefaultLimits},
+		})
 	}
 }
 

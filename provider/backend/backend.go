@@ -143,9 +143,9 @@ type Model struct {
 }
 
 // Models finds bundles by what image: says. An image that names none gives ErrInvalid with the
-// sentence that tells how to push it.
+// sentence that tells how to push it. Resolve may fetch a bundle from elsewhere, within ctx.
 type Models interface {
-	Resolve(image string) (Model, error)
+	Resolve(ctx context.Context, image string) (Model, error)
 	// Pin is Resolve for an exact version, as a stored function remembers it.
 	Pin(name, version string) (Model, error)
 }

@@ -54,6 +54,8 @@ type Config struct {
 	DrainDelay          time.Duration
 	KeepWarm            int // versions without calls that a function keeps loaded
 	MaxModelBytes       int64
+	MaxImageBytes       int64
+	PlainRegistries     []string
 	MaxReplicas         uint64
 	LogBufferBytes      int
 	UIDRange            UIDRange
@@ -212,6 +214,18 @@ var Settings = []Setting{
 		}
 		c.MaxModelBytes = n
 		return nil
+	}},
+	{"max_image_bytes", "34359738368", "With backend process: most bytes, unpacked, that are read of a container image to find its model.", func(c *Config, v string) error {
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil || n < 1 {
+			return fmt.Errorf("is %q, want a positive number of bytes", v)
+		}
+		c.MaxImageBytes = n
+		return nil
+	}},
+	{"plain_registries", "", "With backend process: registries of container images, HOST or HOST:PORT with commas between them, that may be talked to without TLS. Loopback addresses always may.", func(c *Config, v string) (err error) {
+		c.PlainRegistries, err = hosts(v)
+		return err
 	}},
 	{"max_replicas", strconv.Itoa(runner.MaxWorkers), fmt.Sprintf("Most replicas (workers) that one function may have; at most %d, which is what fwatchdog can run.", runner.MaxWorkers), func(c *Config, v string) error {
 		n, err := setting.Integer(v, 1, runner.MaxWorkers)
@@ -404,6 +418,20 @@ func integer64(v string, least, most int64) (int64, error) {
 		return 0, fmt.Errorf("is %q, want a whole number from %d to %d", v, least, most)
 	}
 	return n, nil
+}
+
+// hosts reads HOST or HOST:PORT with commas between them.
+func hosts(v string) (out []string, err error) {
+	for host := range strings.SplitSeq(v, ",") {
+		if host = strings.TrimSpace(host); host == "" {
+			continue
+		}
+		if strings.ContainsAny(host, "/@ ") {
+			return nil, fmt.Errorf("has %q, want HOST or HOST:PORT", host)
+		}
+		out = append(out, host)
+	}
+	return out, nil
 }
 
 func uidRange(v string) (UIDRange, error) {

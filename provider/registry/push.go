@@ -19,22 +19,35 @@ import (
 // when the same content was there already. A bundle that breaks a rule gives a *model.RefusedError,
 // a label with other content ErrConflict.
 func (r *Registry) Push(ctx context.Context, name string, zip io.Reader) (v Version, created bool, err error) {
+	return r.push(ctx, name, "", func(scratch, dir string) error {
+		file := filepath.Join(scratch, "body.zip")
+		if err := r.receive(file, zip); err != nil {
+			return fmt.Errorf("push %s: %w", name, err)
+		}
+		step("received")
+		return model.Extract(ctx, file, dir, r.limits)
+	})
+}
+
+// PushImage is Push for a bundle out of a container image, which fill puts into an empty folder. What fill
+// writes must keep to the limits of a zip.
+func (r *Registry) PushImage(ctx context.Context, name, image string, fill func(dir string) error) (v Version, created bool, err error) {
+	return r.push(ctx, name, image, func(_, dir string) error { return fill(dir) })
+}
+
+// push stores the bundle that fill puts into dir; scratch is there for what else it writes.
+func (r *Registry) push(ctx context.Context, name, image string, fill func(scratch, dir string) error) (v Version, created bool, err error) {
 	scratch, clean, err := r.begin(name)
 	if err != nil {
 		return Version{}, false, err
 	}
 	defer func() { err = errors.Join(err, clean()) }()
 
-	file := filepath.Join(scratch, "body.zip")
-	if err := r.receive(file, zip); err != nil {
-		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
-	}
-	step("received")
 	unpacked := filepath.Join(scratch, "unpacked")
 	if err := os.Mkdir(unpacked, 0o700); err != nil {
 		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
 	}
-	if err := model.Extract(ctx, file, unpacked, r.limits); err != nil {
+	if err := fill(scratch, unpacked); err != nil {
 		return Version{}, false, err
 	}
 	step("extracted")
@@ -42,7 +55,7 @@ func (r *Registry) Push(ctx context.Context, name string, zip io.Reader) (v Vers
 	if err != nil {
 		return Version{}, false, err
 	}
-	if v, known, err := r.again(name, bundle); known || err != nil {
+	if v, known, err := r.again(name, image, bundle); known || err != nil {
 		return v, false, err
 	}
 	release := r.blobs.hold(digests(bundle.Files))
@@ -55,7 +68,7 @@ func (r *Registry) Push(ctx context.Context, name string, zip io.Reader) (v Vers
 	if err != nil {
 		return Version{}, false, fmt.Errorf("push %s: %w", name, err)
 	}
-	return r.place(name, bundle, tree)
+	return r.place(name, image, bundle, tree)
 }
 
 // PushFiles is Push for a bundle whose files are named one by one and whose contents are stored
@@ -100,7 +113,7 @@ func (r *Registry) PushFiles(ctx context.Context, name string, files []model.Fil
 		}
 		return Version{}, false, err
 	}
-	return r.place(name, bundle, tree)
+	return r.place(name, "", bundle, tree)
 }
 
 // Missing returns those of the contents, named by their SHA-256, that are not stored. What is stored
@@ -249,14 +262,14 @@ func asListed(listed, found []model.File) error {
 }
 
 // again reports whether the bundle is a version that is stored, and makes that the latest then.
-func (r *Registry) again(name string, bundle *model.Bundle) (Version, bool, error) {
+func (r *Registry) again(name, image string, bundle *model.Bundle) (Version, bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.renew(name, bundle)
+	return r.renew(name, image, bundle)
 }
 
 // renew is again for a caller that has mu.
-func (r *Registry) renew(name string, bundle *model.Bundle) (Version, bool, error) {
+func (r *Registry) renew(name, image string, bundle *model.Bundle) (Version, bool, error) {
 	known, err := r.record(name, bundle.Version.ID)
 	if errors.Is(err, backend.ErrNotFound) {
 		return Version{}, false, nil
@@ -268,20 +281,20 @@ func (r *Registry) renew(name string, bundle *model.Bundle) (Version, bool, erro
 		return Version{}, false, fmt.Errorf("%w: version %s of %s is stored with other content (%s); change the label of what you changed",
 			ErrConflict, bundle.Version.ID, name, differences(known.Files, bundle.Files))
 	}
-	known.PushedAt = time.Now().UTC()
+	known.PushedAt, known.Image = time.Now().UTC(), image
 	return known, true, r.save(known)
 }
 
 // place gives a complete, checked bundle, whose files are in tree, its name. The caller holds its
 // blobs.
-func (r *Registry) place(name string, bundle *model.Bundle, tree string) (Version, bool, error) {
+func (r *Registry) place(name, image string, bundle *model.Bundle, tree string) (Version, bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if v, known, err := r.renew(name, bundle); known || err != nil {
+	if v, known, err := r.renew(name, image, bundle); known || err != nil {
 		return v, false, err
 	}
 	now := time.Now().UTC()
-	v := Version{Version: bundle.Version, Model: name, Runtime: bundle.Runtime, CreatedAt: now, PushedAt: now, Files: bundle.Files}
+	v := Version{Version: bundle.Version, Model: name, Image: image, Runtime: bundle.Runtime, CreatedAt: now, PushedAt: now, Files: bundle.Files}
 	v.count()
 	v.CodeNewBytes, v.CoefficientsNewBytes = r.blobs.fresh(v.Files)
 	if err := r.move(tree, name, v.ID); err != nil {

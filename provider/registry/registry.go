@@ -10,6 +10,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type Version struct {
 	model.Version
 	Model   string `json:"name"`
 	Runtime string `json:"runtime"`
+	Image   string `json:"image,omitempty"` // the container image that it came from last, or "" if it was pushed
 	Bytes   int64  `json:"bytes"` // of all files, unpacked
 	// The bytes of each half, and how many of them no version had before this one.
 	CodeBytes            int64 `json:"code_bytes"`
@@ -209,7 +211,7 @@ func (m *Model) sort() {
 }
 
 // Resolve implements backend.Models.
-func (r *Registry) Resolve(image string) (backend.Model, error) {
+func (r *Registry) Resolve(_ context.Context, image string) (backend.Model, error) {
 	name, version, err := ParseImage(image)
 	if err != nil {
 		return backend.Model{}, err

@@ -129,7 +129,7 @@ func TestLabelNeverChangesItsMeaning(t *testing.T) {
 			t.Errorf("the error does not say %q: %v", want, err)
 		}
 	}
-	stored, err := b.Resolve("iris")
+	stored, err := b.Resolve(t.Context(), "iris")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestRefusedPushLeavesNothing(t *testing.T) {
 func TestVersionInUseCannotBeDeleted(t *testing.T) {
 	b := newBench(t, plenty)
 	v, _ := b.push(t, "iris", nil)
-	m, err := b.Resolve("registry.example/me/iris:" + v.ID)
+	m, err := b.Resolve(t.Context(), "registry.example/me/iris:"+v.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func TestVersionInUseCannotBeDeleted(t *testing.T) {
 	if _, err := os.Stat(m.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("files stay: %v", err)
 	}
-	if _, err := b.Resolve("iris"); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "push it first") {
+	if _, err := b.Resolve(t.Context(), "iris"); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "push it first") {
 		t.Errorf("resolve of a deleted version: %v", err)
 	}
 }

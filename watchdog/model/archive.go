@@ -66,7 +66,7 @@ func Extract(ctx context.Context, file, dir string, limits Limits) error {
 		if err := checkPath(name); err != nil {
 			return err
 		}
-		if ignored(name) {
+		if Ignored(name) {
 			continue
 		}
 		if seen[name] {

@@ -136,10 +136,10 @@ func validName(s string) string {
 	return name
 }
 
-// ignored reports whether a file is a by-product of running, editing or keeping a bundle rather
+// Ignored reports whether a file is a by-product of running, editing or keeping a bundle rather
 // than a part of it. Such files are in no digest and no zip: running a model must not change its
 // version.
-func ignored(name string) bool {
+func Ignored(name string) bool {
 	for part := range strings.SplitSeq(name, "/") {
 		switch part {
 		case "__pycache__", ".git", ".venv", ".DS_Store", "__MACOSX", ".ipynb_checkpoints",
@@ -157,7 +157,7 @@ func listFiles(root *os.Root) ([]File, error) {
 		if err != nil || name == "." {
 			return err
 		}
-		if ignored(name) {
+		if Ignored(name) {
 			if entry.IsDir() {
 				return fs.SkipDir
 			}

@@ -28,7 +28,7 @@ func CheckList(files []File, limits Limits) ([]File, error) {
 		if err := checkPath(f.Path); err != nil {
 			return nil, err
 		}
-		if ignored(f.Path) {
+		if Ignored(f.Path) {
 			continue
 		}
 		switch {

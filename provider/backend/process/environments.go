@@ -2,6 +2,7 @@ package process
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -155,8 +156,8 @@ type heldModels struct {
 }
 
 // Resolve implements backend.Models.
-func (h heldModels) Resolve(image string) (backend.Model, error) {
-	return h.hold(h.models.Resolve(image))
+func (h heldModels) Resolve(ctx context.Context, image string) (backend.Model, error) {
+	return h.hold(h.models.Resolve(ctx, image))
 }
 
 // Pin implements backend.Models.

@@ -140,7 +140,9 @@ func (b *Backend) deploy(spec types.FunctionDeployment, update bool) error {
 	if err := b.checkSecrets(&spec); err != nil {
 		return err
 	}
-	m, err := b.models.Resolve(spec.Image)
+	fetching, cancel := withTimeout(b.alive, b.config.DeployTimeout)
+	m, err := b.models.Resolve(fetching, spec.Image)
+	cancel()
 	if err != nil {
 		return err
 	}

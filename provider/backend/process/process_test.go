@@ -56,7 +56,7 @@ func parseFolder(image string) (name, version string) {
 	return name, version
 }
 
-func (f *folders) Resolve(image string) (backend.Model, error) {
+func (f *folders) Resolve(_ context.Context, image string) (backend.Model, error) {
 	m, err := f.Pin(parseFolder(image))
 	if errors.Is(err, backend.ErrNotFound) {
 		return m, fmt.Errorf("%w image %q: push it first", backend.ErrInvalid, image)

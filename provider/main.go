@@ -57,7 +57,7 @@ main.py that defines predict(request), and optionally init().
 		SilenceErrors: true,
 	}
 	root.AddCommand(issuerCommands()...)
-	root.AddCommand(serveCommand(), pushCommand(), deployCommand(), versionsCommand(), trafficCommand(), rollbackCommand(), asyncCommand(),
+	root.AddCommand(serveCommand(), pushCommand(), deployCommand(), versionsCommand(), labelsCommand(), trafficCommand(), rollbackCommand(), asyncCommand(),
 		tokenCommand(), loginCommand(), &cobra.Command{
 			Use:   "version",
 			Short: "Print the version of this program",

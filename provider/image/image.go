@@ -18,7 +18,7 @@ import (
 // Folder is where an image of the templates has its bundle.
 const Folder = "home/app/function"
 
-// Labels of an image of the templates. `faas-predict label` adds them.
+// Labels of an image of the templates. `faas-predict labels` prints them for a build.
 const (
 	ModelLabel              = "org.opencontainers.image.title"
 	VersionLabel            = "org.opencontainers.image.version"

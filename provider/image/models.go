@@ -94,7 +94,7 @@ func (m Models) store(ctx context.Context, ref string, found image) (backend.Mod
 			return fmt.Errorf("image %.200q: %w", ref, err)
 		}
 		if known && !same(bundle.Version, claimed) {
-			return fmt.Errorf("%w image %.200q: its labels say version %.100q, but it holds another (%s); label it again: faas-predict label", backend.ErrInvalid, ref, claimed.ID, bundle.Version.ID)
+			return fmt.Errorf("%w image %.200q: its labels say version %.100q, but it holds another (%s); build it with the labels of what is in it: faas-predict labels", backend.ErrInvalid, ref, claimed.ID, bundle.Version.ID)
 		}
 		return nil
 	})

@@ -38,7 +38,7 @@ type Version struct {
 	Model   string `json:"name"`
 	Runtime string `json:"runtime"`
 	Image   string `json:"image,omitempty"` // the container image that it came from last, or "" if it was pushed
-	Bytes   int64  `json:"bytes"` // of all files, unpacked
+	Bytes   int64  `json:"bytes"`           // of all files, unpacked
 	// The bytes of each half, and how many of them no version had before this one.
 	CodeBytes            int64 `json:"code_bytes"`
 	CodeNewBytes         int64 `json:"code_new_bytes"`

@@ -74,7 +74,7 @@ func (m Models) store(ctx context.Context, ref string, found image) (backend.Mod
 	}
 	claimed, known := labelled(found.labels)
 	if known {
-		if stored, err := m.Registry.Get(modelName); err == nil {
+		if stored, err := m.Get(modelName); err == nil {
 			for _, v := range stored.Versions {
 				if v.ID == claimed.ID && same(v.Version, claimed) {
 					return m.Pin(modelName, v.ID)

@@ -38,14 +38,14 @@ type image struct {
 	extract func(ctx context.Context, dir string) error
 }
 
-func (r Registries) find(ctx context.Context, ref_ string) (image, error) {
-	ref, err := name.ParseReference(ref_)
+func (r Registries) find(ctx context.Context, named string) (image, error) {
+	ref, err := name.ParseReference(named)
 	if err != nil {
 		return image{}, fmt.Errorf("%w image: %w", backend.ErrInvalid, err)
 	}
 	plain := slices.Contains(r.Plain, ref.Context().RegistryStr())
 	if plain {
-		if ref, err = name.ParseReference(ref_, name.Insecure); err != nil {
+		if ref, err = name.ParseReference(named, name.Insecure); err != nil {
 			return image{}, fmt.Errorf("%w image: %w", backend.ErrInvalid, err)
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/faas-predict/faas-predict/provider/api"
 	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/config"
+	"github.com/faas-predict/faas-predict/provider/gateway"
 	"github.com/faas-predict/faas-predict/provider/registry"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
@@ -86,11 +87,21 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), functions)
 	later := async.New(cfg.Async, metrics)
+	front := gateway.New(gateway.Options{
+		Backend:     functions,
+		MaxReplicas: cfg.MaxReplicas,
+		HoldTimeout: cfg.ScaleFromZeroTimeout,
+		MaxHeld:     cfg.ScaleFromZeroQueue,
+		Metrics:     metrics,
+	})
+	front.Start(ctx)
+	defer front.Close()
 	surface := api.New(api.Options{
 		Backend:       functions,
 		Functions:     functions,
 		Models:        models,
 		Async:         later,
+		Gateway:       front,
 		Access:        api.Access{Basic: credentials, Tokens: tokens.verifier, Functions: cfg.JWTAuth},
 		Issuer:        tokens.issuer,
 		BehindGateway: cfg.BehindGateway,

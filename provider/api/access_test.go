@@ -47,7 +47,7 @@ func signed(t *testing.T, key *token.Key, scope string, functions ...string) str
 func TestSystemRoutesTakeAPasswordOrAnAdministratorsToken(t *testing.T) {
 	key, tokens := signer(t)
 	s := New(Options{
-		Backend: &fake{}, Functions: &fake{}, Models: fakeModels{}, Version: "v1", Metrics: prometheus.NewRegistry(),
+		Backend: &fake{}, Functions: &fake{}, Gateway: gatewayOf(&fake{}, prometheus.NewRegistry()), Models: fakeModels{}, Version: "v1", Metrics: prometheus.NewRegistry(),
 		Access: Access{Basic: NewCredentials("admin", "secret"), Tokens: tokens},
 	})
 	admin := signed(t, key, token.ScopeSystem)
@@ -128,7 +128,7 @@ func TestACallPassesAsItsFunctionsAnnotationSays(t *testing.T) {
 			return 200, nil
 		}}
 		s := New(Options{
-			Backend: f, Functions: f, Models: fakeModels{}, Version: "v1", Metrics: prometheus.NewRegistry(),
+			Backend: f, Functions: f, Gateway: gatewayOf(f, prometheus.NewRegistry()), Models: fakeModels{}, Version: "v1", Metrics: prometheus.NewRegistry(),
 			Access: Access{Tokens: tokens, Functions: c.all},
 		})
 		r := httptest.NewRequest("POST", "/function/iris", strings.NewReader("x"))
@@ -170,7 +170,7 @@ func TestAClientCannotTakeAwayWhatTheProviderAdds(t *testing.T) {
 		got = r.Header.Clone()
 		return 200, nil
 	}}
-	s := New(Options{Backend: f, Functions: f, Models: fakeModels{}, Version: "v1", Metrics: prometheus.NewRegistry(), Access: Access{Tokens: tokens}})
+	s := New(Options{Backend: f, Functions: f, Gateway: gatewayOf(f, prometheus.NewRegistry()), Models: fakeModels{}, Version: "v1", Metrics: prometheus.NewRegistry(), Access: Access{Tokens: tokens}})
 	r := httptest.NewRequest("POST", "/function/iris", strings.NewReader("x"))
 	r.Header.Set("Authorization", "Bearer "+signed(t, key, token.ScopeFunction, "*"))
 	r.Header["Connection"] = []string{"close, X-Auth-Subject", " x-forwarded-for ,X-Call-Id,X-Named, Authorization"}

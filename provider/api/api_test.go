@@ -17,6 +17,7 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/gateway"
 	"github.com/faas-predict/faas-predict/provider/registry"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/provider/upstream"
@@ -29,11 +30,15 @@ type fake struct {
 	err        error
 	forward    func(w http.ResponseWriter, r *http.Request, target string) (int, error)
 	scaled     uint64
+	deleted    bool
 	split      backend.TrafficStatus
 }
 
-func (f *fake) List(context.Context, string) ([]types.FunctionStatus, error) {
-	return []types.FunctionStatus{}, f.err
+func (f *fake) List(_ context.Context, namespace string) ([]types.FunctionStatus, error) {
+	if f.deleted || namespace != backend.DefaultNamespace {
+		return []types.FunctionStatus{}, f.err
+	}
+	return []types.FunctionStatus{{Name: "iris", Namespace: namespace}}, f.err
 }
 func (f *fake) Get(context.Context, backend.Ref, bool) (types.FunctionStatus, error) {
 	return types.FunctionStatus{Name: "iris"}, f.err
@@ -41,7 +46,7 @@ func (f *fake) Get(context.Context, backend.Ref, bool) (types.FunctionStatus, er
 func (f *fake) Create(context.Context, types.FunctionDeployment) error         { return f.err }
 func (f *fake) Update(context.Context, types.FunctionDeployment) error         { return f.err }
 func (f *fake) Scale(_ context.Context, _ backend.Ref, n uint64) error         { f.scaled = n; return f.err }
-func (f *fake) Delete(context.Context, backend.Ref) error                      { return f.err }
+func (f *fake) Delete(context.Context, backend.Ref) error                      { f.deleted = true; return f.err }
 func (f *fake) ListSecrets(context.Context, string) ([]types.Secret, error)    { return nil, f.err }
 func (f *fake) CreateSecret(context.Context, types.Secret) error               { return f.err }
 func (f *fake) UpdateSecret(context.Context, types.Secret) error               { return f.err }
@@ -106,11 +111,16 @@ func (m fakeModels) List() ([]registry.Model, error)      { return nil, m.err }
 func (m fakeModels) Get(n string) (registry.Model, error) { return registry.Model{Name: n}, m.err }
 func (m fakeModels) Delete(string, string) error          { return m.err }
 
+func gatewayOf(f *fake, metrics *prometheus.Registry) *gateway.Gateway {
+	return gateway.New(gateway.Options{Backend: f, MaxReplicas: 256, Metrics: metrics})
+}
+
 func server(f *fake, m fakeModels, behindGateway bool) *Server {
-	registry := prometheus.NewRegistry()
+	metrics := prometheus.NewRegistry()
 	return New(Options{
-		Async: async.New(async.Settings{}, registry), Backend: f, Functions: f, Models: m, Access: Access{Basic: NewCredentials("admin", "secret")},
-		BehindGateway: behindGateway, Profiling: true, Version: "v1", Metrics: registry,
+		Async: async.New(async.Settings{}, metrics), Backend: f, Functions: f, Models: m, Gateway: gatewayOf(f, metrics),
+		Access:        Access{Basic: NewCredentials("admin", "secret")},
+		BehindGateway: behindGateway, Profiling: true, Version: "v1", Metrics: metrics,
 	})
 }
 
@@ -198,6 +208,9 @@ func TestStatusOfSuccess(t *testing.T) {
 		`DELETE /system/functions {"functionName":"iris"}`: http.StatusAccepted,
 		`POST /system/scale-function/iris {"replicas":0}`:  http.StatusAccepted,
 		`POST /system/scale-function/iris {}`:              http.StatusBadRequest,
+		`POST /system/alert {"alerts":[]}`:                 http.StatusOK,
+		`POST /system/alert {}`:                            http.StatusBadRequest,
+		`POST /system/alert x`:                             http.StatusBadRequest,
 		`POST /system/secrets {"name":"a"}`:                http.StatusCreated,
 		`PUT /system/secrets {"name":"a"}`:                 http.StatusOK,
 		`POST /system/namespace/ {"name":"a"}`:             http.StatusCreated,

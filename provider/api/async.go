@@ -14,6 +14,7 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/gateway"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 )
 
@@ -159,6 +160,12 @@ func (s *Server) execute(ctx context.Context, call *async.Call, version string) 
 	if version != "" {
 		r.Header.Set(traffic.PinHeader, version)
 	}
+	var counted gateway.Call
+	if _, exists := s.functions.Annotation(call.Ref, backend.AccessAnnotation); exists {
+		counted = s.gateway.Begin(call.Ref, start)
+	}
+	status := http.StatusBadGateway
+	defer func() { counted.End(status) }()
 	w := &kept{header: http.Header{}, room: s.async.MaxBodyBytes()}
 	defer func() {
 		switch cut := recover(); {
@@ -171,7 +178,8 @@ func (s *Server) execute(ctx context.Context, call *async.Call, version string) 
 		result = w.result(call.ID)
 		result.Gone = errors.Is(err, backend.ErrNotFound)
 	}()
-	return result, s.carry(w, r, call.Ref, call.Target, call.ID, nil, start)
+	status, err = s.carry(w, r, call.Ref, call.Target, call.ID, nil, counted)
+	return result, err
 }
 
 // kept is a ResponseWriter that keeps the answer, as far as there is room.

@@ -34,7 +34,7 @@ func registryServer(t *testing.T, maxUpload int64) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	front := httptest.NewServer(New(Options{Backend: &fake{}, Functions: &fake{}, Models: models, Version: "v1", Metrics: prometheus.NewRegistry()}))
+	front := httptest.NewServer(New(Options{Backend: &fake{}, Functions: &fake{}, Gateway: gatewayOf(&fake{}, prometheus.NewRegistry()), Models: models, Version: "v1", Metrics: prometheus.NewRegistry()}))
 	t.Cleanup(front.Close)
 	return front
 }

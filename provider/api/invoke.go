@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/gateway"
 	"github.com/faas-predict/faas-predict/provider/upstream"
 )
 
@@ -42,20 +43,21 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set(callIDHeader, callID) // what the function answers replaces it
 	annotation, exists := s.functions.Annotation(ref, backend.AccessAnnotation)
+	var call gateway.Call // only functions that exist are counted: a caller must not be able to make series
+	status := http.StatusBadGateway
+	if exists {
+		call = s.gateway.Begin(ref, start)
+		defer func() { call.End(status) }()
+	}
 	caller, err := s.access.caller(r, ref, annotation)
 	if err != nil {
-		status := refuse(w, callID, err)
-		if exists {
-			s.metrics.called(ref, status, time.Since(start))
-		}
+		status = refuse(w, callID, err)
 		return
 	}
 	body, fits := s.bound(r)
 	if !fits {
+		status = http.StatusRequestEntityTooLarge
 		s.tooLarge(w, callID)
-		if exists {
-			s.metrics.called(ref, http.StatusRequestEntityTooLarge, time.Since(start))
-		}
 		return
 	}
 	defer body.unbind(r)
@@ -69,26 +71,33 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) {
 	if r.URL.RawQuery != "" {
 		target += "?" + r.URL.RawQuery
 	}
-	_ = s.carry(w, r, ref, target, callID, body, start) // it has answered, whatever that was
+	status, _ = s.carry(w, r, ref, target, callID, body, call) // it has answered, whatever that was
 }
 
-// carry carries a call that may pass to its function and answers it. It returns what Forward did.
-func (s *Server) carry(w http.ResponseWriter, r *http.Request, ref backend.Ref, target, callID string, body *boundedBody, start time.Time) error {
-	status, err := s.functions.Forward(ref, w, r, target, r.Host, r.Header)
+// carry carries a call that may pass to its function and answers it. It returns the answer's status and what
+// Forward did. The caller ends the call.
+func (s *Server) carry(w http.ResponseWriter, r *http.Request, ref backend.Ref, target, callID string, body *boundedBody, call gateway.Call) (status int, err error) {
 	name := ref.String()
 	if ref.Namespace == backend.DefaultNamespace {
 		name = ref.Name
 	}
+	for err = call.Enter(r.Context()); err == nil; {
+		status, err = s.functions.Forward(ref, w, r, target, r.Host, r.Header)
+		if err == nil || !errors.Is(err, backend.ErrScaledOff) {
+			break
+		}
+		err = call.Wake(r.Context(), err)
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, backend.ErrNotFound):
-		problem(w, http.StatusNotFound, callID, "there is no function "+quote(name))
-		return err
+		status = http.StatusNotFound
+		problem(w, status, callID, "there is no function "+quote(name))
 	case errors.Is(err, backend.ErrNoVersion):
-		problem(w, http.StatusNotFound, callID, err.Error())
-		return err
+		status = http.StatusNotFound
+		problem(w, status, callID, err.Error())
 	case errors.Is(err, upstream.ErrAborted):
-		s.metrics.called(ref, http.StatusBadGateway, time.Since(start))
+		status = http.StatusBadGateway
 		if r.Context().Err() == nil {
 			slog.Warn("a function's answer was cut short", "function", ref.String(), "call_id", callID, "error", err)
 		}
@@ -97,9 +106,13 @@ func (s *Server) carry(w http.ResponseWriter, r *http.Request, ref backend.Ref, 
 	case body.exceeded():
 		status = http.StatusRequestEntityTooLarge
 		s.tooLarge(w, callID)
-	case errors.Is(err, upstream.ErrClientGone):
+	case errors.Is(err, upstream.ErrClientGone), errors.Is(err, gateway.ErrLeft):
 		status = upstream.StatusClientGone
-	case errors.Is(err, backend.ErrNotReady), errors.Is(err, backend.ErrScaledOff):
+	case errors.Is(err, gateway.ErrHeldTooMany):
+		status = http.StatusTooManyRequests
+		w.Header().Set("Retry-After", "1")
+		problem(w, status, callID, err.Error())
+	case errors.Is(err, backend.ErrNotReady), errors.Is(err, backend.ErrScaledOff), errors.Is(err, gateway.ErrNotStarted):
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", "1")
 		problem(w, status, callID, err.Error())
@@ -113,8 +126,7 @@ func (s *Server) carry(w http.ResponseWriter, r *http.Request, ref backend.Ref, 
 		problem(w, status, callID, "function "+quote(name)+" went away while it had this call; it may have run")
 		slog.Warn("a function went away during a call", "function", ref.String(), "call_id", callID, "error", err)
 	}
-	s.metrics.called(ref, status, time.Since(start))
-	return err
+	return status, err
 }
 
 // splitPath takes PREFIX/NAME/PATH apart; what it returns as path begins with a slash.

@@ -299,7 +299,8 @@ func TestServerThatWaitsForRoomCanBeClosed(t *testing.T) {
 
 func TestLargeBodyGets413(t *testing.T) {
 	f := echoing()
-	s := New(Options{Backend: f, Functions: f, Models: fakeModels{}, MaxBodyBytes: 1000, Metrics: prometheus.NewRegistry()})
+	metrics := prometheus.NewRegistry()
+	s := New(Options{Backend: f, Functions: f, Models: fakeModels{}, Gateway: gatewayOf(f, metrics), MaxBodyBytes: 1000, Metrics: metrics})
 	bothWays(t, func(t *testing.T, secure bool) {
 		dial := listening(t, s, Limits{}, secure, nil)
 		for _, c := range []struct {
@@ -340,8 +341,9 @@ func TestLargeBodyGets413(t *testing.T) {
 			}
 		}
 	})
-	if got := testutil.ToFloat64(s.metrics.calls.WithLabelValues("iris.openfaas-fn", "413")); got != 8 {
-		t.Errorf("%v calls counted with 413, want 8", got)
+	const want = `gateway_function_invocation_total{code="413",function_name="iris.openfaas-fn"} 8`
+	if metrics := ask(s, "GET", "/metrics", "", false).Body.String(); !strings.Contains(metrics, want) {
+		t.Errorf("the metrics lack %s", want)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 func TestProfilesAreForAdministratorsWhereTheyAreOn(t *testing.T) {
 	get := func(on, admin bool, path string) *httptest.ResponseRecorder {
 		f := &fake{}
-		s := New(Options{Backend: f, Functions: f, Models: fakeModels{}, Access: Access{Basic: NewCredentials("admin", "secret")}, Profiling: on, Metrics: prometheus.NewRegistry()})
+		s := New(Options{Backend: f, Functions: f, Gateway: gatewayOf(f, prometheus.NewRegistry()), Models: fakeModels{}, Access: Access{Basic: NewCredentials("admin", "secret")}, Profiling: on, Metrics: prometheus.NewRegistry()})
 		r := httptest.NewRequest(http.MethodGet, path, nil)
 		if admin {
 			r.SetBasicAuth("admin", "secret")

@@ -21,6 +21,7 @@ import (
 	"github.com/faas-predict/faas-predict/auth/issuer"
 	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/gateway"
 	"github.com/faas-predict/faas-predict/provider/registry"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/watchdog/model"
@@ -42,6 +43,7 @@ var Routes = []Route{
 	{"DELETE", "/system/functions", "Remove a function: 202, 404. Calls it has accepted are answered.", method((*Server).deleteFunction)},
 	{"GET", "/system/function/{name}", "One function; with usage=1 also CPU (millicores) and memory (bytes).", method((*Server).getFunction)},
 	{"POST", "/system/scale-function/{name}", "Set the number of replicas: 202 when they are there.", method((*Server).scaleFunction)},
+	{"POST", "/system/alert", "Scale functions as alerts of Alertmanager say: 200 with a line for each function, 400 for a body that is no alert, 500 when nothing could be done and may be later.", method((*Server).alert)},
 	{"GET", "/system/info", "Name and version of the provider.", method((*Server).info)},
 	{"GET", "/system/secrets", "Names of a namespace's secrets, never their values.", method((*Server).listSecrets)},
 	{"POST", "/system/secrets", "Create a secret: 201, 409 when it exists.", method((*Server).createSecret)},
@@ -116,6 +118,7 @@ type Options struct {
 	Functions Functions
 	Models    Models
 	Async     *async.Queue
+	Gateway   *gateway.Gateway // of the same Backend
 	Access    Access
 	Issuer    *Issuer // nil: tokens are another issuer's
 	// BehindGateway makes /system/info answer a gateway rather than a client.
@@ -135,6 +138,7 @@ type Server struct {
 	functions     Functions
 	models        Models
 	async         *async.Queue
+	gateway       *gateway.Gateway
 	behindGateway bool
 	maxBodyBytes  int64
 	profiling     bool
@@ -155,6 +159,7 @@ func New(o Options) *Server {
 		functions:     o.Functions,
 		models:        o.Models,
 		async:         o.Async,
+		gateway:       o.Gateway,
 		behindGateway: o.BehindGateway,
 		maxBodyBytes:  o.MaxBodyBytes,
 		profiling:     o.Profiling,

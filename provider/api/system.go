@@ -153,7 +153,7 @@ func (s *Server) deleteFunction(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	s.metrics.forget(ref)
+	s.gateway.Forget(ref)
 	w.WriteHeader(http.StatusAccepted)
 }
 
@@ -196,7 +196,7 @@ func (s *Server) scaleFunction(w http.ResponseWriter, r *http.Request) {
 		ref, err = backend.ParseRef(r.PathValue("name"), namespace)
 	}
 	if err == nil {
-		err = s.backend.Scale(r.Context(), ref, *body.Replicas)
+		err = s.gateway.Scale(r.Context(), ref, *body.Replicas)
 	}
 	if err != nil {
 		fail(w, err)

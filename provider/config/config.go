@@ -23,6 +23,7 @@ import (
 	"github.com/faas-predict/faas-predict/provider/accesslog"
 	"github.com/faas-predict/faas-predict/provider/async"
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
 )
 
@@ -81,6 +82,9 @@ type Config struct {
 	KubernetesUser       *int64 // nil = the image's, or the platform's
 	KubernetesPullPolicy string // "" = Kubernetes' rule
 	Async                async.Settings
+
+	ScaleFromZeroTimeout time.Duration // 0 = no call waits
+	ScaleFromZeroQueue   int           // calls of one function that may wait
 }
 
 // Values of Backend.
@@ -234,6 +238,14 @@ var Settings = []Setting{
 		}
 		c.MaxReplicas = uint64(n)
 		return nil
+	}},
+	{"scale_from_zero_timeout", "1m", "How long a call may wait for its function, of label " + deployment.ScaleZeroLabel + ", to come back from zero replicas. 0s: none waits; it gets 503, and the function stays at zero.", func(c *Config, v string) (err error) {
+		c.ScaleFromZeroTimeout, err = setting.Duration(v)
+		return err
+	}},
+	{"scale_from_zero_queue", "256", "How many calls of one function may wait for it to come back from zero replicas; more get 429.", func(c *Config, v string) (err error) {
+		c.ScaleFromZeroQueue, err = setting.Integer(v, 1, 1<<20)
+		return err
 	}},
 	{"log_buffer_bytes", "1048576", "Log text kept per function, in bytes; the oldest lines go first. Logs are in memory and start anew with the provider.", func(c *Config, v string) (err error) {
 		c.LogBufferBytes, err = setting.Integer(v, 4096, 1<<30)

@@ -84,12 +84,14 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return 0, err
 	}
-	f.invoked.Add(1)
 	rt := f.route.Load()
 	if rt == nil {
 		if r := f.record.Load(); r != nil && r.Replicas == 0 {
 			return 0, fmt.Errorf("function %s is %w: scale it up to call it", ref, backend.ErrScaledOff)
 		}
+	}
+	f.invoked.Add(1) // not a call of a function at zero replicas: it may come again once it is scaled up
+	if rt == nil {
 		return 0, fmt.Errorf("function %s is %w: it is being started", ref, backend.ErrNotReady)
 	}
 	v, err := rt.pick(header)

@@ -8,7 +8,6 @@ package deployment
 import (
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,12 +15,6 @@ import (
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/traffic"
-)
-
-// OpenFaaS's labels for the least and the largest number of replicas.
-const (
-	ScaleMinLabel = "com.openfaas.scale.min"
-	ScaleMaxLabel = "com.openfaas.scale.max"
 )
 
 // Rules hold deployments to what a backend can do.
@@ -60,44 +53,14 @@ func (u Rules) Check(spec *types.FunctionDeployment) (backend.Ref, error) {
 			return ref, err
 		}
 	}
-	_, err = u.leastReplicas(spec)
+	_, err = ParseScaling(spec.Labels, u.MaxReplicas)
 	return ref, err
-}
-
-// leastReplicas is how many replicas the labels ask for at first. The largest number is only checked:
-// a label that this provider can never honour is better refused than kept.
-func (u Rules) leastReplicas(spec *types.FunctionDeployment) (uint64, error) {
-	least, err := u.scaleLabel(spec, ScaleMinLabel, 1)
-	if err != nil {
-		return 0, err
-	}
-	most, err := u.scaleLabel(spec, ScaleMaxLabel, u.MaxReplicas)
-	if err != nil {
-		return 0, err
-	}
-	if least = max(1, least); most < least {
-		return 0, fmt.Errorf("%w label %s: %d is less than %s, %d", backend.ErrInvalid, ScaleMaxLabel, most, ScaleMinLabel, least)
-	}
-	return least, nil
-}
-
-// scaleLabel reads a label that is a number of replicas.
-func (u Rules) scaleLabel(spec *types.FunctionDeployment, label string, without uint64) (uint64, error) {
-	if spec.Labels == nil || (*spec.Labels)[label] == "" {
-		return without, nil
-	}
-	value := (*spec.Labels)[label]
-	n, err := strconv.ParseUint(value, 10, 32)
-	if err != nil || n > u.MaxReplicas {
-		return 0, fmt.Errorf("%w label %s: %.40q is not a number from 0 to %d, which is max_replicas", backend.ErrInvalid, label, value, u.MaxReplicas)
-	}
-	return n, nil
 }
 
 // Deploy is the record that deploying d, a version of d.Model as d.Spec says, makes of old, which is nil
 // where there is no function.
 func (u Rules) Deploy(old *Record, d Deployed) (*Record, error) {
-	least, err := u.leastReplicas(&d.Spec)
+	scaling, err := ParseScaling(d.Spec.Labels, u.MaxReplicas)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +70,10 @@ func (u Rules) Deploy(old *Record, d Deployed) (*Record, error) {
 	}
 	next.abandon() // a rollout that is not over is no split to go back to
 	next.Spec, next.CreatedAt, next.Note = d.Spec, time.Now().UTC(), ""
-	next.Replicas = min(max(least, next.Replicas), u.MaxReplicas) // which may be smaller than it was
+	next.Replicas = min(max(scaling.Min, next.Replicas), u.MaxReplicas) // which may be smaller than it was
+	if scaling.Bounded {
+		next.Replicas = min(next.Replicas, scaling.Max)
+	}
 	var annotations map[string]string
 	if d.Spec.Annotations != nil {
 		annotations = *d.Spec.Annotations

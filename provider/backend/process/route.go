@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -107,8 +108,10 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return 0, err
 	}
-	f.invoked.Add(1)
 	rt, g, i, err := f.enter(header)
+	if !errors.Is(err, backend.ErrScaledOff) { // such a call may come again once it is scaled up
+		f.invoked.Add(1)
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -69,7 +69,7 @@ lint: setup
 bench: setup build ## the figures of docs/performance.md, one run
 	@mkdir -p .cache && go run ./tests/bench
 
-experiments: build ## the paper's experiments: docs/experiments, in about half an hour
+experiments: build ## the paper's experiments: docs/experiments, in about a quarter of an hour
 	go run ./tests/experiments
 
 experiments-short: build ## the same with fewer points, in under two minutes, into .cache/experiments

@@ -12,7 +12,7 @@ import (
 
 // draw makes the figures of what the files have.
 func (e *experiments) draw(context.Context) error {
-	for _, draw := range []func() error{e.drawModel, e.drawTokens} {
+	for _, draw := range []func() error{e.drawModel, e.drawTokens, e.drawQueue, e.tables} {
 		if err := draw(); err != nil {
 			return err
 		}
@@ -70,9 +70,10 @@ func (e *experiments) drawTokens() error {
 		return err
 	}
 	p := figure.Plot{
+		LegendLeft: true, LegendBottom: true,
 		Title: "Token requests, by the lifetime of a token",
 		X:     figure.Axis{Label: "lifetime of a token T, s", Log: true, Min: 0.008, Max: 130},
-		Y:     figure.Axis{Label: "token requests λt, 1/s", Log: true, Min: 0.5, Max: 100_000},
+		Y:     figure.Axis{Label: "token requests λt, 1/s", Log: true, Min: 0.1, Max: 20_000},
 	}
 	for i, rate := range rates(lines) {
 		for k, clients := range long.clients {

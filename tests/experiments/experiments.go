@@ -32,26 +32,29 @@ type scale struct {
 	lifetimes []float64 // of tokens, in seconds
 	clients   []int
 
-	simulated  [2]float64 // accuracies, relative, of the two figures by simulation
-	running    [2]float64 // and with the running system
-	most       int        // measurements of a point with the running system
-	window     float64    // and the length of one, in seconds
-	liveTimes  []float64  // lifetimes with the running system
-	strict     bool       // whether a load that is not held ends the run
-	search     time.Duration
-	pairs      int           // pairs of rounds with tokens and without
-	round      time.Duration // length of one of them
-	queueCalls int           // calls of a point of the queue
-	highest    float64       // rate that the search begins with
+	simulated [2]float64 // accuracies, relative, of the two figures by simulation
+	running   [2]float64 // and with the running system
+	most      int        // measurements of a point with the running system
+	window    float64    // and the length of one, in seconds
+	liveTimes []float64  // lifetimes with the running system
+	strict    bool       // whether a load that is not held ends the run
+	search    time.Duration
+	pairs     int           // pairs of rounds with tokens and without
+	round     time.Duration // length of one of them
+	loads     []float64     // of the queue
+	workers   int           // of it, at most
+	queueFor  time.Duration // length of a load of it
+	highest   float64       // rate that the search begins with
 }
 
 var long = scale{
 	bad:       steps(11, 0, 1),
 	lifetimes: []float64{0.01, 0.0316, 0.1, 0.316, 1, 3.16, 10, 31.6, 100},
 	clients:   []int{100, 1000, 10_000},
-	simulated: [2]float64{0.0001, 0.001}, running: [2]float64{0.01, 0.05}, most: 1600, window: 0.1,
+	simulated: [2]float64{0.0001, 0.001}, running: [2]float64{0.03, 0.1}, most: 250, window: 0.04,
 	liveTimes: []float64{0.01, 0.1, 1, 10, 100},
-	strict:    true, search: 5 * time.Second, pairs: 12, round: 5 * time.Second, queueCalls: 4000, highest: 10_000,
+	strict:    true, search: 2 * time.Second, pairs: 8, round: 2 * time.Second, highest: 10_000,
+	loads: []float64{0.5, 0.7, 0.8, 0.9, 0.95}, workers: 4, queueFor: 20 * time.Second,
 }
 
 var short = scale{
@@ -60,7 +63,8 @@ var short = scale{
 	clients:   []int{100, 1000},
 	simulated: [2]float64{0.01, 0.02}, running: [2]float64{0.05, 0.1}, most: 100, window: 0.05,
 	liveTimes: []float64{0.1, 10},
-	search:    time.Second, pairs: 2, round: time.Second, queueCalls: 300, highest: 1000,
+	search:    time.Second, pairs: 2, round: time.Second, highest: 1000,
+	loads: []float64{0.5, 0.8}, workers: 2, queueFor: 8 * time.Second,
 }
 
 func steps(n int, from, to float64) []float64 {
@@ -76,6 +80,8 @@ type experiments struct {
 	scale
 	out, bin    string
 	rate        float64 // calls/s to the running system; 0 is what is found
+	tokenRate   float64 // the same for run6
+	onlyLoad    float64 // the load that queue is for, likewise
 	onlyClients int     // the number of clients that run6 is for, so that it can be taken in pieces; 0 is all
 	say         io.Writer
 }
@@ -86,7 +92,7 @@ func (e *experiments) steps(ctx context.Context, wanted []string) error {
 		do   func(context.Context) error
 	}{
 		{"simulate5", e.simulateModel}, {"simulate6", e.simulateTokens},
-		{"rate", e.findRates}, {"run5", e.runModel}, {"run6", e.runTokens}, {"cost", e.tokenCost},
+		{"rate", e.findRates}, {"run5", e.runModel}, {"run6", e.runTokens}, {"cost", e.tokenCost}, {"queue", e.queueing},
 		{"draw", e.draw},
 	}
 	names := make([]string, len(all))

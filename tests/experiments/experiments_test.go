@@ -28,7 +28,7 @@ func TestTheShortFormAgreesWithTheory(t *testing.T) {
 	out := t.TempDir()
 	var said strings.Builder
 	e := &experiments{scale: short, out: out, bin: bin, say: &said}
-	e.rate = 300 // what any machine holds, under the race detector and beside other tests
+	e.rate, e.tokenRate = 300, 300 // what any machine holds, under the race detector and beside other tests
 	if err := e.steps(t.Context(), nil); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
 	}
@@ -65,6 +65,19 @@ func TestTheShortFormAgreesWithTheory(t *testing.T) {
 		if info, err := os.Stat(filepath.Join(out, name+".svg")); err != nil || info.Size() == 0 {
 			t.Errorf("%s was not drawn: %v", name, err)
 		}
+	}
+	queue, err := figure.Read(filepath.Join(out, queueFile+".csv"))
+	if err != nil || len(queue) != len(short.loads)*short.workers*len(kinds) {
+		t.Errorf("the queue has %d rows: %v", len(queue), err)
+	}
+	for _, r := range queue {
+		// Whoever comes while all workers are at a call of 50 ms waits for some milliseconds.
+		if r.Mean < 0.2*r.Theory {
+			t.Errorf("%s at load %v: a call waits %v ms, theory %v ms", r.Line, r.X, r.Mean, r.Theory)
+		}
+	}
+	if tables, err := os.ReadFile(filepath.Join(out, "tables.md")); err != nil || !strings.Contains(string(tables), "Theory lies inside") {
+		t.Errorf("tables.md: %v", err)
 	}
 }
 

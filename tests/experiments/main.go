@@ -36,8 +36,10 @@ func run(ctx context.Context, args []string) error {
 	e := &experiments{scale: long, say: os.Stdout}
 	flags.StringVar(&e.out, "out", "docs/experiments", "directory of the CSV and SVG files")
 	flags.StringVar(&e.bin, "bin", "bin", "directory of faas-predict and fwatchdog")
-	flags.Float64Var(&e.rate, "rate", 0, "calls/s for run5, run6 and cost; 0 is what a search finds at the start of each step")
+	flags.Float64Var(&e.rate, "rate", 0, "calls/s for run5 and cost; 0 is what a search finds at the start of each step")
+	flags.Float64Var(&e.tokenRate, "token-rate", 0, "calls/s for run6, likewise")
 	flags.IntVar(&e.onlyClients, "clients", 0, "run6 with so many clients only, to take it in pieces; 0 is all")
+	flags.Float64Var(&e.onlyLoad, "load", 0, "queue with this load only, likewise")
 	brief := flags.Bool("short", false, "the short form: fewer points, less exact, in under two minutes")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -42,6 +42,8 @@ type Plot struct {
 	X, Y   Axis
 	Curves []Curve
 	Points []Points
+
+	LegendLeft, LegendBottom bool // where the lines leave room; else at the right and the top
 }
 
 // Told apart by those who see few colours, and in print.
@@ -63,7 +65,11 @@ func (f Plot) Draw(path string) error {
 	p := plot.New()
 	p.Title.Text = f.Title
 	p.Title.Padding = vg.Points(6)
-	p.Legend.Top = true
+	p.Legend.Top, p.Legend.Left = !f.LegendBottom, f.LegendLeft
+	p.Legend.YOffs = vg.Points(4)
+	if p.Legend.Top {
+		p.Legend.YOffs = -p.Legend.YOffs
+	}
 	p.Legend.Padding = vg.Points(2)
 	p.Add(plotter.NewGrid())
 	for _, c := range f.Curves {
@@ -78,7 +84,7 @@ func (f Plot) Draw(path string) error {
 	}
 	shape(&p.X, f.X)
 	shape(&p.Y, f.Y)
-	canvas := vgsvg.New(18*vg.Centimeter, 12*vg.Centimeter)
+	canvas := vgsvg.New(20*vg.Centimeter, 15*vg.Centimeter)
 	p.Draw(draw.New(canvas))
 	file, err := os.Create(path)
 	if err != nil {

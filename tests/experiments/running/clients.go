@@ -139,7 +139,7 @@ func (s *System) Play(ctx context.Context, l Load) (Result, error) {
 	}
 	began := time.Now()
 	p.began, p.model.began, p.tokens.began = began, began, began
-	if err := open(ctx, l.Rate, l.Length, l.Seed, p.call); err != nil {
+	if err := open(ctx, l.Rate, l.Length, l.Seed, callers, p.call); err != nil {
 		return Result{}, err
 	}
 	took := time.Since(began)
@@ -168,7 +168,16 @@ func (p *player) prepare(ctx context.Context) error {
 				return err
 			}
 			cache.hold(key, token, left)
-			return nil
+			if p.Lifetime > 0 {
+				return nil
+			}
+			// A token that holds for the whole load was seen before it: checking it for the first time is a cost of
+			// the token and not of a call.
+			status, err := p.system.status(ctx, token.IDToken)
+			if err == nil && status != http.StatusOK {
+				err = fmt.Errorf("a new token is answered %d", status)
+			}
+			return err
 		})
 	}
 	for _, b := range p.Bad {

@@ -25,7 +25,7 @@ type arrival struct {
 // open sends an open, Poisson load: each call at its own time, whatever became of those before. With an
 // infinite rate a call is due whenever a caller is free. It returns when all are answered, or at the
 // first error.
-func open(ctx context.Context, rate float64, length time.Duration, seed uint64, call func(caller int, a arrival, began time.Time) error) error {
+func open(ctx context.Context, rate float64, length time.Duration, seed uint64, callers int, call func(caller int, a arrival, began time.Time) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	began := time.Now()

@@ -21,6 +21,7 @@ import (
 )
 
 // transport is HTTP/1.1 for short requests and answers of a known length, over connections that stay.
+// Of an answer's headers it keeps Server-Timing.
 // It never sends a request twice: a connection that breaks is an error of the call on it.
 type transport struct {
 	address string
@@ -137,6 +138,9 @@ func (c *conn) answer(req *http.Request) (*http.Response, error) {
 			break
 		}
 		name, value, _ := bytes.Cut(line, []byte(":"))
+		if bytes.EqualFold(name, []byte("Server-Timing")) {
+			resp.Header.Set("Server-Timing", string(bytes.TrimSpace(value)))
+		}
 		if bytes.EqualFold(name, []byte("Content-Length")) {
 			if resp.ContentLength, err = strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 32); err != nil {
 				return nil, fmt.Errorf("%w: %q", errAnswer, line)

@@ -111,9 +111,9 @@ func (b *bench) run() (err error) {
 	fmt.Printf("%d cores shared with the load generator; median of %d rounds, least and most behind it\n\n", cores(), rounds)
 	steps := map[string]func() error{
 		"throughput": b.throughput, "auth": b.auth, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing, "r": b.r, "async": b.async,
-		"operations": b.operations,
+		"operations": b.operations, "gateway": b.gateway, "openloop": b.openLoop,
 	}
-	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing", "r", "operations", "async"} {
+	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing", "r", "operations", "gateway", "openloop", "async"} {
 		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], name) {
 			continue
 		}

@@ -17,7 +17,7 @@ func TestWatchdogDependsOnNoEngineAndNoDatabase(t *testing.T) {
 		if host, _, _ := strings.Cut(dep, "/"); !strings.Contains(host, ".") {
 			continue // the standard library's database/sql comes with Prometheus's client, and opens nothing
 		}
-		for _, banned := range []string{"k8s.io", "docker", "moby", "containerd", "bbolt", "sql", "faas-predict/provider", "auth/issuer", "auth/forward"} {
+		for _, banned := range []string{"k8s.io", "docker", "moby", "containerd", "bbolt", "nats-io", "sql", "faas-predict/provider", "auth/issuer", "auth/forward"} {
 			if strings.Contains(dep, banned) {
 				t.Errorf("fwatchdog depends on %s", dep)
 			}

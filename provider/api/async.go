@@ -169,7 +169,7 @@ func (s *Server) execute(ctx context.Context, call *async.Call, version string) 
 	w := &kept{header: http.Header{}, room: s.async.MaxBodyBytes()}
 	defer func() {
 		switch cut := recover(); {
-		case cut == http.ErrAbortHandler: // as a caller that waits sees its connection cut
+		case isAbort(cut): // as a caller that waits sees its connection cut
 			w.reset()
 			problem(w, http.StatusBadGateway, call.ID, "the function's answer was cut short; it may have run")
 		case cut != nil:
@@ -282,4 +282,10 @@ func (s *Server) dead(w http.ResponseWriter, r *http.Request, do func(id uint64)
 		return
 	}
 	w.WriteHeader(http.StatusAccepted)
+}
+
+// isAbort reports whether what was recovered is how a handler cuts its connection.
+func isAbort(recovered any) bool {
+	err, ok := recovered.(error)
+	return ok && errors.Is(err, http.ErrAbortHandler)
 }

@@ -97,7 +97,6 @@ func (s *Server) carry(w http.ResponseWriter, r *http.Request, ref backend.Ref, 
 		status = http.StatusNotFound
 		problem(w, status, callID, err.Error())
 	case errors.Is(err, upstream.ErrAborted):
-		status = http.StatusBadGateway
 		if r.Context().Err() == nil {
 			slog.Warn("a function's answer was cut short", "function", ref.String(), "call_id", callID, "error", err)
 		}

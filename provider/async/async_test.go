@@ -115,7 +115,7 @@ func TestCloseLeavesNoGoroutineAndKeepsWhatIsNotDone(t *testing.T) {
 	goleak.VerifyNone(t, ignore)
 	open(t, s, func(_ context.Context, call *Call) Result {
 		executed.Add(1)
-		return echo(nil, call)
+		return echo(context.Background(), call)
 	})
 	eventually(t, "the rest is executed", func() bool { return executed.Load() == 3 })
 }
@@ -127,7 +127,7 @@ func TestCloseWaitsForWhatIsInProgress(t *testing.T) {
 	q.Start(executor(func(_ context.Context, call *Call) Result {
 		close(reached)
 		<-release
-		return echo(nil, call)
+		return echo(context.Background(), call)
 	}))
 	accept(t, q, testCall("/", "body 1", url))
 	<-reached
@@ -193,7 +193,7 @@ func TestCallbacksThatFailAreTriedAgainOrGivenUp(t *testing.T) {
 			defer server.Close()
 			q := open(t, s, func(_ context.Context, call *Call) Result {
 				executed.Add(1)
-				return echo(nil, call)
+				return echo(context.Background(), call)
 			})
 			accept(t, q, testCall("/", "body", server.URL))
 			eventually(t, "the end of it", func() bool {
@@ -232,7 +232,7 @@ func TestDeadCallsAreExecutedAgainAndDeletedAsAsked(t *testing.T) {
 			return Result{Status: 500}
 		}
 		version <- call.Version
-		return echo(nil, call)
+		return echo(context.Background(), call)
 	})
 	for i := range 3 {
 		call := testCall("/", fmt.Sprintf("body %d", i), url)
@@ -292,7 +292,7 @@ func TestASlowFunctionAndASlowCallbackHoldUpNoOther(t *testing.T) {
 			waiting.Add(1)
 			<-release
 		}
-		return echo(nil, call)
+		return echo(context.Background(), call)
 	})
 	defer close(release)
 	for i := range 3 * s.Concurrency {
@@ -322,7 +322,7 @@ func TestNoMoreIsAcceptedThanThereIsRoomFor(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		executed[call.ID] = true
-		return echo(nil, call)
+		return echo(context.Background(), call)
 	})
 	for range 10 {
 		accept(t, q, testCall("/", "body", ""))
@@ -342,7 +342,7 @@ func TestBytesAreBoundedAsWell(t *testing.T) {
 	s := testSettings(t.TempDir())
 	s.MaxBytes = 2 << 20
 	release := make(chan struct{})
-	q := open(t, s, func(_ context.Context, call *Call) Result { <-release; return echo(nil, call) })
+	q := open(t, s, func(_ context.Context, call *Call) Result { <-release; return echo(context.Background(), call) })
 	defer close(release)
 	body := strings.Repeat("x", 900<<10)
 	accept(t, q, testCall("/", body, ""))
@@ -362,7 +362,7 @@ func TestResultsWaitForRoomWithoutAnotherExecution(t *testing.T) {
 	defer unblock()
 	s := testSettings(t.TempDir())
 	s.MaxMessages, s.CallbackTimeout = 3, time.Minute
-	q := open(t, s, func(_ context.Context, call *Call) Result { executed.Add(1); return echo(nil, call) })
+	q := open(t, s, func(_ context.Context, call *Call) Result { executed.Add(1); return echo(context.Background(), call) })
 	for range 6 {
 		eventually(t, "room for a call", func() bool { return q.Accept(t.Context(), testCall("/", "body", server.URL)) == nil })
 	}
@@ -377,7 +377,7 @@ func TestResultsWaitForRoomWithoutAnotherExecution(t *testing.T) {
 
 func TestACallThatIsSentAgainIsOneCall(t *testing.T) {
 	var executed atomic.Int64
-	q := open(t, testSettings(t.TempDir()), func(_ context.Context, call *Call) Result { executed.Add(1); return echo(nil, call) })
+	q := open(t, testSettings(t.TempDir()), func(_ context.Context, call *Call) Result { executed.Add(1); return echo(context.Background(), call) })
 	for range 3 {
 		call := testCall("/", "body", "")
 		call.Identify("the caller's")

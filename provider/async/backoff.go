@@ -21,7 +21,7 @@ func backoff(n int, most time.Duration, header http.Header) time.Duration {
 	if n < 30 {
 		wait = min(most, firstWait<<(n-1))
 	}
-	wait -= time.Duration(rand.Int64N(int64(wait)/2 + 1)) //nolint:gosec // chance, not secrecy
+	wait -= time.Duration(rand.Int64N(int64(wait)/2 + 1)) // chance, not secrecy
 	return max(wait, retryAfter(header))
 }
 
@@ -32,7 +32,7 @@ func retryAfter(header http.Header) time.Duration {
 	}
 	var wait time.Duration
 	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
-		wait = time.Duration(seconds) * time.Second //nolint:gosec // 31 bits
+		wait = time.Duration(seconds) * time.Second // 31 bits
 	} else if at, err := http.ParseTime(value); err == nil {
 		wait = time.Until(at)
 	}

@@ -82,7 +82,7 @@ func encode(meta any, body []byte) ([]byte, error) {
 		return nil, fmt.Errorf("encode a call: %w", err)
 	}
 	out := make([]byte, 0, 4+len(head)+len(body))
-	out = binary.LittleEndian.AppendUint32(out, uint32(len(head))) //nolint:gosec // heads of requests are bounded
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(head))) // heads of requests are bounded
 	out = append(out, head...)
 	return append(out, body...), nil
 }

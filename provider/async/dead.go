@@ -135,7 +135,6 @@ func (q *Queue) Requeue(ctx context.Context, id uint64, restamp func(*Call)) err
 	ref := backend.Ref{Namespace: parts[2], Name: parts[3]}
 	// A call that is executed again has another result: the one before was reported as its failure. The id is
 	// made of the letter's, so that requeueing twice, by whatever accident, makes one call.
-	uid := d.UID
 	if d.Step == executing {
 		var call Call
 		body, err := decode(payload, &call)
@@ -143,19 +142,18 @@ func (q *Queue) Requeue(ctx context.Context, id uint64, restamp func(*Call)) err
 			return err
 		}
 		base, _, _ := strings.Cut(call.UID, "_")
-		uid = fmt.Sprintf("%s_%d", base, id)
-		call.UID = uid
+		call.UID = fmt.Sprintf("%s_%d", base, id)
 		if call.Version != "" {
 			restamp(&call)
 		}
 		if payload, err = encode(&call, body); err != nil {
 			return err
 		}
-		err = s.publish(ctx, d.Subject, payload, jetstream.WithMsgID(uid))
+		err = s.publish(ctx, d.Subject, payload, jetstream.WithMsgID(call.UID))
 		if err != nil {
 			return err
 		}
-	} else if _, err := s.first(ctx, d.Subject, payload); err != nil {
+	} else if err := s.first(ctx, d.Subject, payload); err != nil {
 		return err
 	}
 	step("requeued")

@@ -88,11 +88,11 @@ func storeResult(ctx context.Context, s *store, r *report) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.first(ctx, resultSubject(r.Ref, r.UID), payload)
+	err = s.first(ctx, resultSubject(r.Ref, r.UID), payload)
 	if errors.Is(err, ErrTooLarge) {
 		r.Result = Result{Status: http.StatusBadGateway, Header: http.Header{"Content-Type": {"text/plain; charset=utf-8"}}, Body: []byte("the function's answer is " + err.Error())}
 		if payload, err = encode(r, r.Body); err == nil {
-			_, err = s.first(ctx, resultSubject(r.Ref, r.UID), payload)
+			err = s.first(ctx, resultSubject(r.Ref, r.UID), payload)
 		}
 	}
 	return err

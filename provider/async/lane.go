@@ -191,7 +191,7 @@ func attempt(msg jetstream.Msg) int {
 	if err != nil {
 		return 1
 	}
-	return int(min(meta.NumDelivered, 1<<30)) //nolint:gosec // bounded
+	return int(min(meta.NumDelivered, 1<<30)) // bounded
 }
 
 // insist stores something that must not be lost, however long that takes; it reports false when interrupted.

@@ -140,7 +140,7 @@ func embed(s *Settings) (*server.Server, error) {
 	embedded, err := server.NewServer(&server.Options{
 		ServerName: "faas-predict", DontListen: true, NoSigs: true, NoSystemAccount: true,
 		JetStream: true, StoreDir: s.Dir, JetStreamMaxMemory: 1 << 20, JetStreamMaxStore: math.MaxInt64 / 2,
-		MaxPayload:   int32(min(s.MaxBodyBytes+messageRoom, server.MAX_PAYLOAD_MAX_SIZE)), //nolint:gosec // 64 MiB
+		MaxPayload:   int32(min(s.MaxBodyBytes+messageRoom, server.MAX_PAYLOAD_MAX_SIZE)), // 64 MiB
 		SyncInterval: max(s.Sync, time.Millisecond), SyncAlways: s.Sync == 0,
 	})
 	if err != nil {
@@ -191,14 +191,14 @@ const (
 	codeInsufficientResources jetstream.ErrorCode = 10023
 )
 
-// first stores a message unless its subject has one; it reports whether it did.
-func (s *store) first(ctx context.Context, subject string, payload []byte) (bool, error) {
+// first stores a message unless its subject has one.
+func (s *store) first(ctx context.Context, subject string, payload []byte) error {
 	err := s.publish(ctx, subject, payload, jetstream.WithExpectLastSequencePerSubject(0))
 	if api := (*jetstream.APIError)(nil); errors.As(err, &api) &&
 		(api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
-		return false, nil
+		return nil
 	}
-	return err == nil, err
+	return err
 }
 
 // has reports whether the stream has a message of that subject.

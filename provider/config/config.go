@@ -243,7 +243,7 @@ var Settings = []Setting{
 		c.ScaleFromZeroTimeout, err = setting.Duration(v)
 		return err
 	}},
-	{"scale_from_zero_queue", "128", "How many calls of one function may wait for it to come back from zero replicas; more get 429. It should be well below the queue_depth of functions.", func(c *Config, v string) (err error) {
+	{"scale_from_zero_queue", "128", "How many calls of one function may wait for it to come back from zero replicas; more get 429. Keep it well below the queue_depth of functions.", func(c *Config, v string) (err error) {
 		c.ScaleFromZeroQueue, err = setting.Integer(v, 1, 1<<20)
 		return err
 	}},

@@ -1,7 +1,8 @@
 // Command bench prints the figures of docs/performance.md in one run on one machine: ratios, with
 // the noise of the rounds they come from. It needs wrk, bin/fwatchdog and bin/faas-predict.
 //
-// Arguments choose among throughput, auth, stream, worker, queueing, r, operations and async; without any, all are measured.
+// Arguments choose among throughput, auth, stream, worker, queueing, r, operations, gateway, zero, openloop and async;
+// without any, all are measured.
 // OF_WATCHDOG=path measures the real of-watchdog in front of Flask and waitress; without it the same
 // Flask application is measured directly.
 package main
@@ -111,9 +112,9 @@ func (b *bench) run() (err error) {
 	fmt.Printf("%d cores shared with the load generator; median of %d rounds, least and most behind it\n\n", cores(), rounds)
 	steps := map[string]func() error{
 		"throughput": b.throughput, "auth": b.auth, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing, "r": b.r, "async": b.async,
-		"operations": b.operations, "gateway": b.gateway, "openloop": b.openLoop,
+		"operations": b.operations, "gateway": b.gateway, "openloop": b.openLoop, "zero": b.zero,
 	}
-	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing", "r", "operations", "gateway", "openloop", "async"} {
+	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing", "r", "operations", "gateway", "zero", "openloop", "async"} {
 		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], name) {
 			continue
 		}

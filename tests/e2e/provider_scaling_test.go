@@ -293,7 +293,7 @@ func TestProviderScalesByAlertsOfSeveralFunctionsAndNamespaces(t *testing.T) {
 		{
 			"a step for one, a number for the other, and a function that nobody deployed", notification(
 				alert("firing", "ghost", "", ""), alert("firing", "echo.openfaas-fn", "monitoring", ""), alert("firing", "cart", "shop", "7")),
-			200, 5, 7, "ghost.openfaas-fn: ",
+			200, 5, 7, "function ghost.openfaas-fn not found",
 		},
 		{
 			"beyond 5, and not beyond the function's own largest number", notification(
@@ -311,7 +311,7 @@ func TestProviderScalesByAlertsOfSeveralFunctionsAndNamespaces(t *testing.T) {
 		},
 		{"the end of all", notification(alert("resolved", "echo.openfaas-fn", "", "9")), 200, 1, 2, "echo.openfaas-fn: 4 to 1 replicas"},
 		{"the same again", notification(alert("resolved", "echo.openfaas-fn", "", "9")), 200, 1, 2, "echo.openfaas-fn: 1 to 1 replicas"},
-		{"nothing but an unknown function", notification(alert("firing", "ghost", "shop", "")), 200, 1, 2, "ghost.shop: "},
+		{"nothing but an unknown function", notification(alert("firing", "ghost", "shop", "")), 200, 1, 2, "function ghost.shop not found"},
 		{"no alerts", `{"version":"4"}`, 400, 1, 2, "alerts is missing"},
 		{"no JSON", `alerts`, 400, 1, 2, ""},
 	} {

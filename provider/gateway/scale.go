@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/openfaas/faas-provider/types"
 
@@ -58,6 +59,9 @@ func (g *Gateway) rescale(ctx context.Context, ref backend.Ref, cause string, de
 	}
 	if err := g.options.Backend.Scale(ctx, ref, wanted); err != nil {
 		return status.Replicas, status.Replicas, err
+	}
+	if status.Replicas == 0 {
+		f.lastUsed.Store(time.Now().UnixNano()) // its time without calls begins now
 	}
 	if wanted != status.Replicas {
 		f.counted(cause)

@@ -9,7 +9,7 @@
 //
 // A step that is cut short anywhere is done again. A result is stored under the call's own subject, at most
 // one at a time, and a call that has a result or a marker is not executed again: so a call is reported once,
-// unless the process ends between the callback's 2xx and the marker.
+// unless between the callback's 2xx and the marker the process ends, or an outside NATS is away.
 //
 // No HTTP routes and no backend may enter here: what executes calls is an Executor.
 package async
@@ -105,10 +105,8 @@ func New(s Settings, registry prometheus.Registerer) *Queue {
 // asynchronous calls keeps.
 func (q *Queue) Start(e Executor) {
 	q.executor = e
-	if q.settings.URL == "" {
-		if _, err := os.Stat(filepath.Join(q.settings.Dir, server.JetStreamStoreDir)); err != nil {
-			return
-		}
+	if !q.stored() {
+		return
 	}
 	q.tasks.Go(func() {
 		for {
@@ -127,6 +125,16 @@ func (q *Queue) Start(e Executor) {
 			}
 		}
 	})
+}
+
+// stored reports whether there may be something in the store. An embedded server that was never started has no
+// directory.
+func (q *Queue) stored() bool {
+	if q.settings.URL != "" {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(q.settings.Dir, server.JetStreamStoreDir))
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // rescan is how often an outside NATS is asked for functions whose calls another provider has accepted.

@@ -72,7 +72,7 @@ func (q *Queue) bury(ctx context.Context, s *store, ref backend.Ref, letter *dea
 
 // openDead is the store for a question about dead letters; nil where there cannot be any.
 func (q *Queue) openDead() (*store, error) {
-	if q.settings.URL == "" && q.store.Load() == nil {
+	if !q.stored() {
 		return nil, nil
 	}
 	s, err := q.open()

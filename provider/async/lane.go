@@ -89,7 +89,7 @@ func (q *Queue) drive(s *store, key laneKey, l *lane) {
 		switch {
 		case q.pulling.Err() != nil:
 			return
-		case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded), errors.Is(err, jetstream.ErrNoMessages):
+		case consumer != nil && (errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, jetstream.ErrNoMessages)):
 			if q.leave(consumer, key, l, wanted) {
 				return
 			}
@@ -161,7 +161,11 @@ func (q *Queue) handle(s *store, key laneKey, msg jetstream.Msg) {
 		q.metrics.retries.WithLabelValues(string(key.step)).Inc()
 		err = msg.NakWithDelay(end.wait)
 	case interrupted:
-		err = msg.Nak()
+		if q.working.Err() != nil {
+			err = msg.Nak() // somebody else may take it
+		} else {
+			err = msg.NakWithDelay(time.Second) // the store failed, and is not to be asked in a circle
+		}
 	}
 	if err != nil && q.pulling.Err() == nil {
 		slog.Warn("an asynchronous call will be looked at again", "function", key.ref.String(), "step", key.step, "error", err)
@@ -180,7 +184,7 @@ type outcome struct {
 type ending int
 
 const (
-	interrupted ending = iota // nothing is known; as soon as possible again
+	interrupted ending = iota // nothing is known; again, soon
 	again                     // after a while
 	finished                  // what follows is stored
 )

@@ -29,14 +29,20 @@ func (q *Queue) report(ctx context.Context, s *store, msg jetstream.Msg) outcome
 		return outcome{what: interrupted}
 	}
 	if answer.delivered() {
-		// The one window: a process that ends here reports the call again. The callback can tell by X-Call-Id.
+		// The one window: the call is reported again by a process that ends here, or by another one when NATS was
+		// away until the message is given to somebody else. The callback can tell by X-Call-Id.
 		step("reported")
 		q.metrics.reported.Inc()
-		// Even at the end of ctx: what was reported is worth some more seconds.
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
-		defer cancel()
-		if !q.insist(ending, "the marker of a report", func() error { return s.publish(ending, doneSubject(r.UID), nil) }) {
-			return outcome{what: interrupted}
+		mark := func(ctx context.Context) bool {
+			return q.insist(ctx, "the marker of a report", func() error { return s.publish(ctx, doneSubject(r.UID), nil) })
+		}
+		if !mark(ctx) {
+			// The queue closes. What was reported is worth some more seconds.
+			ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+			defer cancel()
+			if !mark(ending) {
+				return outcome{what: interrupted}
+			}
 		}
 		step("marked")
 		return outcome{what: finished}

@@ -46,6 +46,8 @@ const (
 	messageRoom = 1 << 20
 	// deadRoom is what a dead letter adds at most to the message that it is about.
 	deadRoom = 8 << 10
+	// consumerAge is how long JetStream keeps the consumer of a function without calls.
+	consumerAge = 24 * time.Hour
 	// inRetry bounds how many calls of a function wait for another attempt: those behind them wait as well.
 	inRetry = 1024
 )
@@ -247,6 +249,9 @@ func (s *store) consumer(ctx context.Context, key laneKey) (jetstream.Consumer, 
 		AckPolicy:     jetstream.AckExplicitPolicy,
 		AckWait:       ackWait,
 		MaxAckPending: inRetry,
+		// What is asked for nothing any more is a deleted function's. A call that waited longer than this only
+		// has its attempts counted from the beginning.
+		InactiveThreshold: consumerAge,
 	})
 }
 

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -103,9 +105,8 @@ func readBody(r *http.Request, most int64) ([]byte, error) {
 		return nil, tooLarge
 	}
 	var out bytes.Buffer
-	if r.ContentLength > 0 {
-		out.Grow(int(r.ContentLength) + bytes.MinRead)
-	}
+	const believed = 256 << 10 // a client that promises more has yet to send it
+	out.Grow(int(min(max(r.ContentLength, 0), believed)) + bytes.MinRead)
 	n, err := out.ReadFrom(io.LimitReader(r.Body, most+1))
 	if n > most {
 		return nil, tooLarge
@@ -172,8 +173,11 @@ func (s *Server) execute(ctx context.Context, call *async.Call, version string) 
 		case isAbort(cut): // as a caller that waits sees its connection cut
 			w.reset()
 			problem(w, http.StatusBadGateway, call.ID, "the function's answer was cut short; it may have run")
-		case cut != nil:
-			panic(cut)
+		case cut != nil: // as a server takes it: one call must not end the others, now and at each start
+			slog.Error("an asynchronous call panicked", "function", call.Ref.String(), "call_id", call.ID, "panic", cut, "stack", string(debug.Stack()))
+			status = http.StatusInternalServerError
+			w.reset()
+			problem(w, status, call.ID, "the provider failed with this call; it may have run")
 		}
 		result = w.result(call.ID)
 		result.Gone = errors.Is(err, backend.ErrNotFound)

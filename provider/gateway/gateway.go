@@ -46,6 +46,7 @@ type Gateway struct {
 	listed     []types.FunctionStatus
 	listedAt   time.Time
 	outdated   atomic.Bool // a function was deleted since
+	stop       context.CancelFunc
 	background sync.WaitGroup
 }
 
@@ -55,14 +56,17 @@ func New(o Options) *Gateway {
 	if o.IdleInterval == 0 {
 		o.IdleInterval = interval
 	}
-	g := &Gateway{options: o, metrics: newMetrics(), functions: map[backend.Ref]*function{}}
+	g := &Gateway{options: o, metrics: newMetrics(), functions: map[backend.Ref]*function{}, stop: func() {}}
 	o.Metrics.MustRegister(g)
 	return g
 }
 
-// Close blocks until everything that was started has ended. That is soon after the context of Start has
-// ended and the backend is closed.
-func (g *Gateway) Close() { g.background.Wait() }
+// Close ends what Start began and blocks until functions that are on their way back from zero are there, or
+// the backend, being closed, has given them up.
+func (g *Gateway) Close() {
+	g.stop()
+	g.background.Wait()
+}
 
 // all lists every function of every namespace.
 func (g *Gateway) all(ctx context.Context) ([]types.FunctionStatus, error) {

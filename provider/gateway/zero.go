@@ -21,9 +21,10 @@ var (
 	ErrLeft        = errors.New("the caller left while its call waited")
 )
 
-// Start scales functions to zero that nobody calls, until ctx ends. Only functions with the label
-// com.openfaas.scale.zero are. The time that counts begins with Start.
+// Start scales functions to zero that nobody calls, until ctx ends or Close is called. Only functions with
+// the label com.openfaas.scale.zero are. The time that counts begins with Start. Call it once.
 func (g *Gateway) Start(ctx context.Context) {
+	ctx, g.stop = context.WithCancel(ctx)
 	g.background.Go(func() {
 		tick := time.NewTicker(g.options.IdleInterval)
 		defer tick.Stop()
@@ -54,7 +55,7 @@ func (g *Gateway) idle(ctx context.Context) {
 		}
 		f := g.function(refOf(s))
 		if s.Replicas == 0 {
-			f.lastUsed.Store(time.Now().UnixNano()) // its time begins when it is back
+			f.lastUsed.Store(time.Now().UnixNano()) // another provider may bring it back
 			continue
 		}
 		if !f.idle(s, scaling) {
@@ -100,11 +101,29 @@ func (c Call) Enter(ctx context.Context) error {
 	if closing == nil {
 		return nil
 	}
+	return c.hold(ctx, *closing)
+}
+
+// hold has a call wait for its function, among others and not for ever.
+func (c Call) hold(ctx context.Context, done <-chan struct{}) error {
+	f, o := c.function, &c.function.gateway.options
+	defer f.held.Add(-1)
+	if f.held.Add(1) > int64(o.MaxHeld) {
+		return fmt.Errorf("function %s is coming back from zero replicas and %w", f.ref, ErrHeldTooMany)
+	}
+	var late <-chan time.Time
+	if o.HoldTimeout > 0 {
+		limit := time.NewTimer(time.Until(c.began.Add(o.HoldTimeout)))
+		defer limit.Stop()
+		late = limit.C
+	}
 	select {
-	case <-*closing:
+	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("function %s: %w", c.function.ref, ErrLeft)
+		return fmt.Errorf("function %s: %w", f.ref, ErrLeft)
+	case <-late:
+		return fmt.Errorf("function %s has zero replicas and %w within %s", f.ref, ErrNotStarted, o.HoldTimeout)
 	}
 }
 
@@ -130,22 +149,11 @@ func (c Call) Wake(ctx context.Context, off error) error {
 	if f == nil || f.gateway.options.HoldTimeout == 0 {
 		return off
 	}
-	g := f.gateway
-	defer f.held.Add(-1)
-	if f.held.Add(1) > int64(g.options.MaxHeld) {
-		return fmt.Errorf("function %s is coming back from zero replicas and %w", f.ref, ErrHeldTooMany)
+	w := f.gateway.waking(f, off)
+	if err := c.hold(ctx, w.done); err != nil {
+		return err
 	}
-	limit := time.NewTimer(time.Until(c.began.Add(g.options.HoldTimeout)))
-	defer limit.Stop()
-	w := g.waking(f, off)
-	select {
-	case <-w.done:
-		return w.err
-	case <-ctx.Done():
-		return fmt.Errorf("function %s: %w", f.ref, ErrLeft)
-	case <-limit.C:
-		return fmt.Errorf("function %s has zero replicas and %w within %s", f.ref, ErrNotStarted, g.options.HoldTimeout)
-	}
+	return w.err
 }
 
 // waking is the way back that is under way, has failed a moment ago, or begins now.

@@ -157,6 +157,54 @@ func TestAHeldCallEndsWithItsCallerAndWithItsTime(t *testing.T) {
 	}
 }
 
+func TestACallWaitsForItsFunctionToGoToZeroLikeOneThatWaitsForItToComeBack(t *testing.T) {
+	g, s, _ := open(t, func(o *Options) { o.HoldTimeout, o.MaxHeld = 50*time.Millisecond, 1 })
+	s.add(iris, 1, toZero...)
+	stuck := make(chan struct{}) // an engine that does not answer
+	f := g.function(iris)
+	f.closing.Store(&stuck)
+	if err := call(t.Context(), g, s, iris, func() {}); !errors.Is(err, ErrNotStarted) {
+		t.Errorf("after its time: %v", err)
+	}
+	f.held.Add(1) // another one
+	if err := call(t.Context(), g, s, iris, func() {}); !errors.Is(err, ErrHeldTooMany) {
+		t.Errorf("without room: %v", err)
+	}
+	f.held.Add(-1)
+	close(stuck)
+	if err := call(t.Context(), g, s, iris, func() {}); err != nil || f.held.Load() != 0 {
+		t.Errorf("once it is over: %v, %d held", err, f.held.Load())
+	}
+}
+
+func TestAFunctionThatIsBroughtBackFromZeroAtOnceStays(t *testing.T) {
+	g, s, _ := open(t)
+	s.add(iris, 1, toZero...)
+	rested(g, iris)
+	g.idle(t.Context())
+	if s.replicas(iris) != 0 {
+		t.Fatal("it did not go")
+	}
+	if err := g.Scale(t.Context(), iris, 1); err != nil {
+		t.Fatal(err)
+	}
+	if g.idle(t.Context()); s.replicas(iris) != 1 {
+		t.Error("it went again before its time without calls had begun")
+	}
+}
+
+func TestCloseEndsWhatStartBegan(t *testing.T) {
+	g, _, _ := open(t)
+	g.Start(context.Background())
+	ended := make(chan struct{})
+	go func() { g.Close(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("Close waits for a context that nobody ends")
+	}
+}
+
 func TestAFunctionThatSomebodyTurnedOffStaysOff(t *testing.T) {
 	g, s, _ := open(t)
 	s.add(iris, 0)

@@ -35,13 +35,14 @@ const (
 	flushEvery = 100 * time.Millisecond
 	// maxKept bounds the lines that are kept: some megabytes.
 	maxKept = 8192
-	// maxText bounds what a client says, in bytes: path and user agent.
+	// maxText bounds each thing that a client or a function says, in bytes.
 	maxText = 256
 	// closeWithin is how long Close waits for a writer that does not take what is left.
 	closeWithin = 2 * time.Second
 )
 
-// line is one request. Its strings never change, whatever becomes of the request.
+// line is one request. Its strings never change, whatever becomes of the request, and none is longer than
+// maxText says.
 type line struct {
 	at                         time.Time
 	took                       time.Duration
@@ -106,8 +107,8 @@ func (l *Log) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// next may change the request: what it was is read before.
 		entry := line{
-			at: time.Now(), client: issuer.ClientAddress(r, l.proxies), method: r.Method, path: r.URL.Path, proto: r.Proto,
-			userAgent: r.UserAgent(), received: max(r.ContentLength, 0),
+			at: time.Now(), client: issuer.ClientAddress(r, l.proxies), method: cut(r.Method), path: cut(r.URL.Path), proto: r.Proto,
+			userAgent: cut(r.UserAgent()), received: max(r.ContentLength, 0),
 		}
 		answer := recorders.Get().(*recorder)
 		answer.ResponseWriter = w
@@ -123,7 +124,7 @@ func (l *Log) Handler(next http.Handler) http.Handler {
 				entry.status = http.StatusOK
 			}
 			header := w.Header()
-			entry.callID, entry.version = first(header["X-Call-Id"]), first(header["X-Model-Version"])
+			entry.callID, entry.version = cut(first(header["X-Call-Id"])), cut(first(header["X-Model-Version"]))
 			*answer = recorder{}
 			recorders.Put(answer)
 			l.keep(&entry)
@@ -211,7 +212,7 @@ func (l *Log) write(lines []line) {
 func (e *line) record() slog.Record {
 	record := slog.NewRecord(e.at, slog.LevelInfo, "access", 0)
 	record.AddAttrs(
-		slog.String("method", e.method), slog.String("path", cut(e.path)), slog.String("proto", e.proto), slog.Int("status", e.status),
+		slog.String("method", e.method), slog.String("path", e.path), slog.String("proto", e.proto), slog.Int("status", e.status),
 		slog.Int64("received", e.received), slog.Int64("sent", e.sent), slog.Float64("seconds", e.took.Seconds()), slog.String("client", e.client.String()),
 	)
 	optional := func(name, value string) {
@@ -219,20 +220,24 @@ func (e *line) record() slog.Record {
 			record.AddAttrs(slog.String(name, value))
 		}
 	}
-	if rest, ok := strings.CutPrefix(e.path, "/function/"); ok {
+	rest, called := strings.CutPrefix(e.path, "/function/")
+	if !called {
+		rest, called = strings.CutPrefix(e.path, "/async-function/")
+	}
+	if called {
 		name, _, _ := strings.Cut(rest, "/")
-		optional("function", cut(name))
+		optional("function", name)
 	}
 	optional("version", e.version)
-	optional("call_id", cut(e.callID))
-	optional("user_agent", cut(e.userAgent))
+	optional("call_id", e.callID)
+	optional("user_agent", e.userAgent)
 	if e.aborted {
 		record.AddAttrs(slog.Bool("aborted", true))
 	}
 	return record
 }
 
-// cut keeps a client from writing long lines.
+// cut keeps a client from writing long lines, and from having them kept.
 func cut(text string) string {
 	if len(text) <= maxText {
 		return text

@@ -134,6 +134,27 @@ func TestClientCannotForgeOrBlowUpALine(t *testing.T) {
 	}
 }
 
+func TestALineThatWaitsKeepsNothingLong(t *testing.T) {
+	l := &Log{full: make(chan struct{}, 1)} // nobody writes
+	long := strings.Repeat("x", 5000)
+	r := request(long, "/function/"+long, "")
+	r.Header.Set("User-Agent", long)
+	serve(l.Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Call-Id", long)
+		w.Header().Set("X-Model-Version", long)
+	})), r)
+	if len(l.kept) != 1 {
+		t.Fatalf("%d lines are kept", len(l.kept))
+	}
+	for _, kept := range l.kept {
+		for _, text := range []string{kept.method, kept.path, kept.userAgent, kept.callID, kept.version} {
+			if len(text) > maxText+len("…") {
+				t.Errorf("%d bytes are kept of what somebody says", len(text))
+			}
+		}
+	}
+}
+
 // stuck is a pipe that nobody reads, until it is let go.
 type stuck struct {
 	release chan struct{}

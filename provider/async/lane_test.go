@@ -25,7 +25,7 @@ func (l *late) CreateOrUpdateConsumer(ctx context.Context, c jetstream.ConsumerC
 
 func TestAStoreThatIsLateHoldsCallsUpAndLosesNone(t *testing.T) {
 	var executed atomic.Int64
-	q := open(t, testSettings(t.TempDir()), func(_ context.Context, call *Call) Result { executed.Add(1); return echo(nil, call) })
+	q := open(t, testSettings(t.TempDir()), func(_ context.Context, call *Call) Result { executed.Add(1); return echo(t.Context(), call) })
 	s, err := q.open()
 	if err != nil {
 		t.Fatal(err)
@@ -90,13 +90,10 @@ func TestAFunctionWithoutCallsLeavesNoConsumerForEver(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "there is a consumer", func() bool {
-		consumers := s.calls.ListConsumers(t.Context())
-		for info := range consumers.Info() {
-			if info.Config.InactiveThreshold != consumerAge {
-				t.Errorf("%s is kept for %s", info.Name, info.Config.InactiveThreshold)
-			}
-			return true
+		info, some := <-s.calls.ListConsumers(t.Context()).Info()
+		if some && info.Config.InactiveThreshold != consumerAge {
+			t.Errorf("%s is kept for %s", info.Name, info.Config.InactiveThreshold)
 		}
-		return false
+		return some
 	})
 }

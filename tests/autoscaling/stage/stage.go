@@ -121,7 +121,7 @@ func hurry(text string, faster int) string {
 		if seconds == 300 {
 			written = "5m"
 		}
-		for _, around := range [][2]string{{"[", "]"}, {": ", "\n"}} {
+		for _, around := range [][2]string{{"[", "]"}, {": ", "\n"}, {"offset ", "\n"}} {
 			pairs = append(pairs, around[0]+written+around[1], fmt.Sprintf("%s%dms%s", around[0], seconds*1000/faster, around[1]))
 		}
 	}

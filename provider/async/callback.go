@@ -97,11 +97,12 @@ func (r *refusedAddress) Error() string {
 }
 
 // reserved are the networks that IANA's special-purpose registries keep from the Internet and that package
-// netip has no word for.
+// netip has no word for, and the one public address that a cloud gives a service for its own machines.
 var reserved = func() (out []netip.Prefix) {
 	for _, p := range []string{
 		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15", "198.51.100.0/24",
 		"203.0.113.0/24", "240.0.0.0/4", // 255.255.255.255 as well
+		"168.63.129.16/32", // Azure
 		"::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "3fff::/20", "5f00::/16", "fec0::/10",
 	} {
 		out = append(out, netip.MustParsePrefix(p))
@@ -114,10 +115,9 @@ var wrapped = []struct {
 	prefix netip.Prefix
 	at     int
 }{
-	{netip.MustParsePrefix("64:ff9b::/96"), 12},      // NAT64
-	{netip.MustParsePrefix("2002::/16"), 2},          // 6to4
-	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12},   // IPv4-translated
-	{netip.MustParsePrefix("fe80::5efe:0:0/96"), 12}, // ISATAP
+	{netip.MustParsePrefix("64:ff9b::/96"), 12},    // NAT64
+	{netip.MustParsePrefix("2002::/16"), 2},        // 6to4
+	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12}, // IPv4-translated
 }
 
 // refused says why a callback must not go to that address, "" when it may.

@@ -31,6 +31,10 @@ type Registries struct {
 	Limits   model.Limits // of the bundle
 }
 
+// maxConfigBytes bounds an image's configuration, which is read into memory. Those of large images have some
+// ten kilobytes.
+const maxConfigBytes = 4 << 20
+
 // image is one that was found.
 type image struct {
 	labels map[string]string
@@ -54,6 +58,13 @@ func (r Registries) find(ctx context.Context, named string) (image, error) {
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: goarch}))
 	if err != nil {
 		return image{}, unread(ref, err)
+	}
+	manifest, err := found.Manifest()
+	if err != nil {
+		return image{}, unread(ref, err)
+	}
+	if size := manifest.Config.Size; size < 0 || size > maxConfigBytes {
+		return image{}, fmt.Errorf("%w image %s: its configuration has %d bytes; %d are allowed", backend.ErrInvalid, ref, size, maxConfigBytes)
 	}
 	config, err := found.ConfigFile()
 	if err != nil {

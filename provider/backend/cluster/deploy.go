@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"time"
 
@@ -206,24 +205,9 @@ func (b *Backend) Get(ctx context.Context, ref backend.Ref, _ bool) (types.Funct
 
 // status says what was deployed, word for word, and how it is.
 func (f *function) status(r *record) types.FunctionStatus {
-	return types.FunctionStatus{
-		Name:                   r.Spec.Service,
-		Namespace:              r.Spec.Namespace,
-		Image:                  r.Spec.Image,
-		EnvProcess:             r.Spec.EnvProcess,
-		EnvVars:                maps.Clone(r.Spec.EnvVars),
-		Constraints:            r.Spec.Constraints,
-		Secrets:                r.Spec.Secrets,
-		Labels:                 r.Spec.Labels,
-		Annotations:            r.Spec.Annotations,
-		Limits:                 r.Spec.Limits,
-		Requests:               r.Spec.Requests,
-		ReadOnlyRootFilesystem: r.Spec.ReadOnlyRootFilesystem,
-		InvocationCount:        float64(f.invoked.Load()),
-		Replicas:               r.Replicas,
-		AvailableReplicas:      f.available(r),
-		CreatedAt:              r.CreatedAt,
-	}
+	s := r.Status()
+	s.InvocationCount, s.AvailableReplicas = float64(f.invoked.Load()), f.available(r)
+	return s
 }
 
 // Logs implements backend.Functions.

@@ -345,23 +345,8 @@ func (b *Backend) status(ctx context.Context, f *function, usage bool) types.Fun
 	if r == nil {
 		return types.FunctionStatus{}
 	}
-	s := types.FunctionStatus{
-		Name:                   r.Spec.Service,
-		Namespace:              r.Spec.Namespace,
-		Image:                  r.Spec.Image,
-		EnvProcess:             r.Spec.EnvProcess,
-		EnvVars:                maps.Clone(r.Spec.EnvVars),
-		Constraints:            r.Spec.Constraints,
-		Secrets:                r.Spec.Secrets,
-		Labels:                 r.Spec.Labels,
-		Annotations:            r.Spec.Annotations,
-		Limits:                 r.Spec.Limits,
-		Requests:               r.Spec.Requests,
-		ReadOnlyRootFilesystem: r.Spec.ReadOnlyRootFilesystem,
-		InvocationCount:        float64(f.invoked.Load()),
-		Replicas:               r.Replicas,
-		CreatedAt:              r.CreatedAt,
-	}
+	s := r.Status()
+	s.InvocationCount = float64(f.invoked.Load())
 	rt := f.route.Load()
 	if rt == nil {
 		return s

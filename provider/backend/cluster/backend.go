@@ -90,7 +90,7 @@ func (b *Backend) awaitProbes(ctx context.Context) {
 		if rt == nil {
 			continue
 		}
-		for _, v := range rt.loaded {
+		for _, v := range rt.Loaded {
 			for {
 				ready, running, _, final, _, changed := v.workload.standing()
 				if ready == running || final {
@@ -140,9 +140,9 @@ func (b *Backend) Collect(out chan<- prometheus.Metric) {
 		if rt == nil {
 			continue
 		}
-		for name, v := range rt.loaded {
+		for name, v := range rt.Loaded {
 			traffic.Measured{
-				Function: f.ref.String(), Version: name, Weight: rt.split.Weight(name),
+				Function: f.ref.String(), Version: name, Weight: rt.Split.Weight(name),
 				Stats: &v.stats, Mirrored: v.mirrored.Read(),
 			}.Collect(out)
 		}

@@ -138,7 +138,7 @@ func TestSplitsPinsAndSessions(t *testing.T) {
 	if _, got := p.call(t, traffic.PinHeader, "2_1"); got != "2_1" {
 		t.Errorf("a call for 2_1 is answered by %s", got)
 	}
-	if _, err := p.Backend.route(iris).pick(http.Header{traffic.PinHeader: {"9_1"}}); !errors.Is(err, backend.ErrNoVersion) {
+	if _, err := p.Backend.route(iris).Pick(http.Header{traffic.PinHeader: {"9_1"}}); !errors.Is(err, backend.ErrNoVersion) {
 		t.Errorf("a version that is not there: %v", err)
 	}
 	// A version that was never deployed is looked for as a tag.
@@ -364,7 +364,7 @@ func TestARolloutLeadsBackWhenItsBoundIsBroken(t *testing.T) {
 		t.Error(failed[0])
 	}
 	must(t, p.Update(t.Context(), spec("iris:3_1", traffic.RolloutAnnotation, "steps=50,100 every=1h errors=1")))
-	bad := p.Backend.route(iris).version("3_1")
+	bad := p.Backend.route(iris).Version("3_1")
 	eventually(t, "it is rolled back", func() bool {
 		bad.stats.Count(http.StatusInternalServerError, time.Millisecond)
 		status, err := p.Traffic(t.Context(), iris)

@@ -224,7 +224,7 @@ func (f *function) reroute() {
 			w = newWorkload(d.Workload)
 			f.workloads[d.Workload] = w
 		}
-		before := f.route.Load().version(d.Version)
+		before := f.route.Load().Version(d.Version)
 		if before != nil && before.workload == w {
 			loaded[d.Version] = before
 			continue
@@ -244,7 +244,7 @@ func (f *function) reroute() {
 	if len(loaded) == 0 {
 		f.route.Store(nil)
 	} else {
-		f.route.Store(newRoute(r.Split, loaded))
+		f.route.Store(deployment.NewRoute(r.Split, loaded))
 	}
 	f.guard(r)
 }
@@ -352,7 +352,7 @@ func (f *function) available(r *record) uint64 {
 		}
 		// A function has as many replicas as the least of its versions that get calls.
 		ready := uint64(0)
-		if v := rt.version(t.Version); v != nil {
+		if v := rt.Version(t.Version); v != nil {
 			ready = v.workload.readyCount()
 		}
 		available = min(available, ready)

@@ -46,7 +46,7 @@ func (f *function) watchStep(key guardKey, rollout *traffic.Rollout) {
 	var c *counts
 	var start traffic.Snapshot
 	for keyOf(f.record.Load()) == key {
-		v := f.route.Load().version(rollout.Version)
+		v := f.route.Load().Version(rollout.Version)
 		if v != nil && v.counts != c {
 			c, start, began = v.counts, v.stats.Read(), time.Now()
 		}

@@ -11,19 +11,13 @@ import (
 	"time"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 	"github.com/faas-predict/faas-predict/provider/backend/mirror"
 	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/provider/upstream"
 )
 
-// route says which version answers a call. It never changes: a function moves its calls by pointing
-// to another one.
-type route struct {
-	split  traffic.Split
-	loaded map[string]*version
-	only   *version // the one that gets all calls that name none, when there is one
-	mirror *version // gets copies; nil when there is none
-}
+type route = deployment.Route[version]
 
 // version is a version that a function has loaded.
 type version struct {
@@ -37,43 +31,6 @@ type version struct {
 type counts struct {
 	stats    traffic.Stats
 	mirrored mirror.Mirror
-}
-
-func newRoute(split traffic.Split, loaded map[string]*version) *route {
-	rt := &route{split: split, loaded: loaded, mirror: loaded[split.Mirror]}
-	for _, t := range split.Targets {
-		if t.Weight == traffic.Whole {
-			rt.only = loaded[t.Version]
-		}
-	}
-	return rt
-}
-
-// version is the loaded version of that name, or nil. It is also nil on a nil route.
-func (rt *route) version(name string) *version {
-	if rt == nil {
-		return nil
-	}
-	return rt.loaded[name]
-}
-
-// pick chooses for one call: what it names, else what its session or chance says.
-func (rt *route) pick(header http.Header) (*version, error) {
-	if pins := header[traffic.PinHeader]; len(pins) > 0 && pins[0] != "" {
-		v := rt.loaded[pins[0]]
-		if v == nil {
-			return nil, fmt.Errorf("%w: %.130q", backend.ErrNoVersion, pins[0])
-		}
-		return v, nil
-	}
-	if rt.only != nil {
-		return rt.only, nil
-	}
-	session := ""
-	if sessions := header[traffic.SessionHeader]; len(sessions) > 0 {
-		session = sessions[0]
-	}
-	return rt.loaded[rt.split.Pick(session)], nil
 }
 
 // Forward carries a call to the function and its answer back; see upstream.Pool.Forward. A function
@@ -94,7 +51,7 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	if rt == nil {
 		return 0, fmt.Errorf("function %s is %w: it is being started", ref, backend.ErrNotReady)
 	}
-	v, err := rt.pick(header)
+	v, err := rt.Pick(header)
 	if err != nil {
 		return 0, fmt.Errorf("function %s: %w", ref, err)
 	}
@@ -103,8 +60,8 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	}
 	began := time.Now()
 	var status int
-	if rt.mirror != nil && rt.mirror != v {
-		status, err = rt.mirror.mirrored.Forward(v.forward, b.copiesTo(rt.mirror), w, r, target, host, header)
+	if rt.Mirror != nil && rt.Mirror != v {
+		status, err = rt.Mirror.mirrored.Forward(v.forward, b.copiesTo(rt.Mirror), w, r, target, host, header)
 	} else {
 		status, err = v.forward(w, r, target, host, header)
 	}

@@ -32,7 +32,7 @@ func (f *function) traffic() backend.TrafficStatus {
 	}
 	rt := f.route.Load()
 	for _, d := range r.Versions {
-		loaded := rt.version(d.Version)
+		loaded := rt.Version(d.Version)
 		if loaded == nil && !slices.Contains(r.Needs(), d.Version) {
 			continue // known for a rollback
 		}
@@ -54,7 +54,7 @@ func (f *function) traffic() backend.TrafficStatus {
 		}
 		out.Versions = append(out.Versions, v)
 	}
-	out.Versions = f.marks.Merge(out.Versions, func(version string) bool { return rt.version(version) != nil })
+	out.Versions = f.marks.Merge(out.Versions, func(version string) bool { return rt.Version(version) != nil })
 	slices.SortFunc(out.Versions, func(x, y backend.VersionStatus) int { return strings.Compare(x.Version, y.Version) })
 	return out
 }

@@ -265,7 +265,7 @@ func (b *Backend) Delete(_ context.Context, ref backend.Ref) error {
 	rt := f.route.Swap(nil)
 	var generations []*generation
 	if rt != nil {
-		generations = slices.Collect(maps.Values(rt.loaded))
+		generations = slices.Collect(maps.Values(rt.Loaded))
 	}
 	pins := f.pins
 	f.pins = nil
@@ -354,7 +354,7 @@ func (b *Backend) status(ctx context.Context, f *function, usage bool) types.Fun
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	s.AvailableReplicas = r.Replicas
-	for version, g := range rt.loaded {
+	for version, g := range rt.Loaded {
 		i := g.current.Load()
 		// A function has as many replicas as the least of its versions that get calls.
 		if r.Split.Weight(version) > 0 {

@@ -21,9 +21,9 @@ func (b *Backend) Collect(out chan<- prometheus.Metric) {
 		if rt == nil {
 			continue
 		}
-		for version, g := range rt.loaded {
+		for version, g := range rt.Loaded {
 			traffic.Measured{
-				Function: f.ref.String(), Version: version, Weight: rt.split.Weight(version),
+				Function: f.ref.String(), Version: version, Weight: rt.Split.Weight(version),
 				Stats: g.stats, Mirrored: g.mirrored.Read(),
 			}.Collect(out)
 		}

@@ -281,7 +281,7 @@ func (b *Backend) retryVersion(f *function, d deployment.Deployed) {
 	for backoff := firstBackoff; pause(b.alive, backoff); backoff = min(backoff*2, lastBackoff) {
 		f.loading.Lock()
 		r := f.record.Load()
-		over := r == nil || r.Replicas == 0 || r.Find(d.Version) == nil || f.route.Load().generation(d.Version) != nil
+		over := r == nil || r.Replicas == 0 || r.Find(d.Version) == nil || f.route.Load().Version(d.Version) != nil
 		var err error
 		if !over {
 			err = b.resumeVersion(f, *r.Find(d.Version), r, true)
@@ -301,14 +301,14 @@ func (b *Backend) addLoaded(f *function, g *generation) {
 	r, version := f.record.Load(), g.launch.model.Version
 	loaded := map[string]*generation{}
 	if rt := f.route.Load(); rt != nil {
-		maps.Copy(loaded, rt.loaded)
+		maps.Copy(loaded, rt.Loaded)
 	}
 	if r == nil || b.alive.Err() != nil || loaded[version] != nil || !slices.Contains(r.Keeps(b.config.KeepWarm), version) {
 		b.background.Go(func() { g.retire(0) })
 		return
 	}
 	loaded[version] = g
-	f.route.Store(newRoute(r.Split, loaded))
+	f.route.Store(deployment.NewRoute(r.Split, loaded))
 	b.refreshSecrets(g)
 }
 
@@ -374,7 +374,7 @@ func (b *Backend) Close(ctx context.Context) error {
 			f.pins = nil
 			if rt := f.route.Swap(nil); rt != nil {
 				var loaded sync.WaitGroup
-				for _, g := range rt.loaded {
+				for _, g := range rt.Loaded {
 					loaded.Go(func() { g.retire(timeout) })
 				}
 				loaded.Wait()

@@ -614,7 +614,7 @@ func TestLimitsHoldFromTheFirstInstruction(t *testing.T) {
 	s := spec("iris")
 	s.Limits = &types.FunctionResources{Memory: "256Mi", CPU: "500m"}
 	must(t, b.Create(t.Context(), s))
-	i := b.functions[iris].route.Load().only.current.Load()
+	i := b.functions[iris].route.Load().Only.current.Load()
 	group := memoryGroup(t, b.mustCall(t, "/pid", ""))
 	if filepath.Base(group) != i.id {
 		t.Errorf("the function is in group %q", group)

@@ -18,7 +18,7 @@ func (b *Backend) guard(f *function, rollout *traffic.Rollout) {
 	var stats *traffic.Stats
 	var start traffic.Snapshot
 	for wait := every; ; {
-		r, g := f.record.Load(), f.route.Load().generation(rollout.Version)
+		r, g := f.record.Load(), f.route.Load().Version(rollout.Version)
 		if r == nil || r.Rollout != rollout {
 			return
 		}

@@ -14,58 +14,14 @@ import (
 	"github.com/faas-predict/faas-predict/provider/upstream"
 )
 
-// route says which generation answers a call. It never changes: a function moves its calls by
-// pointing to another one.
-type route struct {
-	split  traffic.Split
-	loaded map[string]*generation // by version; after a restart not all of split yet
-	only   *generation            // the one that gets all calls that name none, when there is one
-	mirror *generation            // gets copies; nil when there is none
-}
+type route = deployment.Route[generation]
 
-func newRoute(split traffic.Split, loaded map[string]*generation) *route {
-	rt := &route{split: split, loaded: loaded, mirror: loaded[split.Mirror]}
-	for _, t := range split.Targets {
-		if t.Weight == traffic.Whole {
-			rt.only = loaded[t.Version]
-		}
-	}
-	return rt
-}
-
-// generation is the one of a version, or nil. It is also nil on a nil route.
-func (rt *route) generation(version string) *generation {
-	if rt == nil {
-		return nil
-	}
-	return rt.loaded[version]
-}
-
-// runs is the generation of a version of that very model, or nil.
-func (rt *route) runs(d *deployment.Deployed) *generation {
-	if g := rt.generation(d.Version); g != nil && g.launch.model.Name == d.Model {
+// runs is the route's generation of a version of that very model, or nil.
+func runs(rt *route, d *deployment.Deployed) *generation {
+	if g := rt.Version(d.Version); g != nil && g.launch.model.Name == d.Model {
 		return g
 	}
 	return nil
-}
-
-// pick chooses for one call: what it names, else what its session or chance says.
-func (rt *route) pick(header http.Header) (*generation, error) {
-	if pins := header[traffic.PinHeader]; len(pins) > 0 && pins[0] != "" {
-		g := rt.loaded[pins[0]]
-		if g == nil {
-			return nil, fmt.Errorf("%w: %.130q", backend.ErrNoVersion, pins[0])
-		}
-		return g, nil
-	}
-	if rt.only != nil {
-		return rt.only, nil
-	}
-	session := ""
-	if ids := header[traffic.SessionHeader]; len(ids) > 0 {
-		session = ids[0]
-	}
-	return rt.loaded[rt.split.Pick(session)], nil
 }
 
 // enter returns the instance that is to take a call, with the call counted: an instance that was
@@ -80,7 +36,7 @@ func (f *function) enter(header http.Header) (*route, *generation, *instance, er
 			}
 			return nil, nil, nil, fmt.Errorf("function %s is %w: it is being started", f.ref, backend.ErrNotReady)
 		}
-		g, err := rt.pick(header)
+		g, err := rt.Pick(header)
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("function %s: %w", f.ref, err)
 		}
@@ -118,8 +74,8 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	defer i.calls.Add(-1)
 	began := time.Now()
 	var status int
-	if rt.mirror != nil && rt.mirror != g {
-		status, err = rt.mirror.mirrored.Forward(i.pool.Forward, b.copiesTo(rt.mirror), w, r, target, host, header)
+	if rt.Mirror != nil && rt.Mirror != g {
+		status, err = rt.Mirror.mirrored.Forward(i.pool.Forward, b.copiesTo(rt.Mirror), w, r, target, host, header)
 	} else {
 		status, err = i.pool.Forward(w, r, target, host, header)
 	}

@@ -104,7 +104,7 @@ func (b *Backend) UpdateSecret(_ context.Context, s types.Secret) error {
 		if rt == nil {
 			continue
 		}
-		for _, g := range rt.loaded {
+		for _, g := range rt.Loaded {
 			if slices.Contains(g.launch.secrets, s.Name) {
 				g.giveSecret(s.Name, value)
 			}

@@ -125,7 +125,7 @@ func (b *Backend) loadMissing(ctx context.Context, f *function, next *deployment
 	rt := f.route.Load()
 	for _, version := range next.Needs() {
 		d := next.Find(version)
-		if started[version] != nil || (version != fresh && rt.runs(d) != nil) {
+		if started[version] != nil || (version != fresh && runs(rt, d) != nil) {
 			continue
 		}
 		g, err := b.load(ctx, f, *d, next)
@@ -157,7 +157,7 @@ func (b *Backend) resizeLoaded(ctx context.Context, f *function, next *deploymen
 		return undo, nil
 	}
 	for _, version := range next.Keeps(b.config.KeepWarm) {
-		g := rt.runs(next.Find(version))
+		g := runs(rt, next.Find(version))
 		if g == nil {
 			continue
 		}
@@ -184,7 +184,7 @@ func (b *Backend) commit(f *function, base, next *deployment.Record, started map
 		for _, version := range next.Keeps(b.config.KeepWarm) {
 			g := started[version]
 			if g == nil {
-				g = old.runs(next.Find(version))
+				g = runs(old, next.Find(version))
 			}
 			if g != nil {
 				loaded[version] = g
@@ -202,7 +202,7 @@ func (b *Backend) commit(f *function, base, next *deployment.Record, started map
 	}
 	step("stored")
 	if next.Replicas > 0 {
-		f.route.Store(newRoute(next.Split, loaded))
+		f.route.Store(deployment.NewRoute(next.Split, loaded))
 	} else {
 		f.route.Store(nil)
 	}
@@ -210,7 +210,7 @@ func (b *Backend) commit(f *function, base, next *deployment.Record, started map
 	pins, f.pins = f.pins, pins
 	b.background.Go(func() { release(pins) })
 	if old != nil {
-		for version, g := range old.loaded {
+		for version, g := range old.Loaded {
 			if loaded[version] != g {
 				b.retireLater(f, g)
 			}
@@ -239,7 +239,7 @@ func (b *Backend) load(ctx context.Context, f *function, d deployment.Deployed, 
 		return nil, fmt.Errorf("version %s: %w", d.Version, err)
 	}
 	f.marks.Unset(d.Version)
-	if before := f.route.Load().generation(d.Version); before != nil && before.launch.model.Name == d.Model {
+	if before := f.route.Load().Version(d.Version); before != nil && before.launch.model.Name == d.Model {
 		g.stats = before.stats
 	}
 	return g, nil
@@ -294,14 +294,14 @@ func (f *function) traffic() backend.TrafficStatus {
 	}
 	rt := f.route.Load()
 	for _, d := range r.Versions {
-		if rt.generation(d.Version) == nil && !slices.Contains(r.Needs(), d.Version) {
+		if rt.Version(d.Version) == nil && !slices.Contains(r.Needs(), d.Version) {
 			continue // known for a rollback
 		}
 		v := backend.VersionStatus{Model: d.Model, Version: d.Version, State: backend.Ready, Weight: r.Split.Weight(d.Version)}
 		if v.Weight > 0 {
 			v.State = backend.Active
 		}
-		if g := rt.generation(d.Version); g != nil {
+		if g := rt.Version(d.Version); g != nil {
 			counted := g.stats.Read()
 			v.Calls, v.Errors, v.Mirrored = counted.Calls, counted.Errors, g.mirrored.Read()
 			if g.current.Load() == nil {
@@ -315,7 +315,7 @@ func (f *function) traffic() backend.TrafficStatus {
 		}
 		out.Versions = append(out.Versions, v)
 	}
-	out.Versions = f.marks.Merge(out.Versions, func(version string) bool { return rt.generation(version) != nil })
+	out.Versions = f.marks.Merge(out.Versions, func(version string) bool { return rt.Version(version) != nil })
 	sort.Slice(out.Versions, func(i, j int) bool { return out.Versions[i].Version < out.Versions[j].Version })
 	return out
 }

@@ -200,7 +200,7 @@ func TestAVersionThatIsReplacedDrains(t *testing.T) {
 		_, body, err := b.call(t, "/slow?ms=700", "")
 		answered <- fmt.Sprint(body, err)
 	}()
-	eventually(t, "the call is there", func() bool { return b.functions[iris].route.Load().only.current.Load().calls.Load() == 1 })
+	eventually(t, "the call is there", func() bool { return b.functions[iris].route.Load().Only.current.Load().calls.Load() == 1 })
 	if err := b.Update(t.Context(), spec("iris:2_1")); err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +381,7 @@ func TestACopyThatFailsIsCountedAndTheCallIsNot(t *testing.T) {
 	if _, err := b.SetTraffic(t.Context(), iris, mirror); err != nil {
 		t.Fatal(err)
 	}
-	i := b.functions[iris].route.Load().mirror.current.Load()
+	i := b.functions[iris].route.Load().Mirror.current.Load()
 	i.kill()
 	for range 10 {
 		if got := b.answering(t); got != "1_1" {
@@ -642,7 +642,7 @@ func TestAFailedDeploymentLeavesTheWorkersAsTheyWere(t *testing.T) {
 	if err := b.Update(t.Context(), s); !errors.Is(err, backend.ErrFailed) {
 		t.Fatal(err)
 	}
-	ready, err := b.functions[iris].route.Load().only.current.Load().workers(t.Context())
+	ready, err := b.functions[iris].route.Load().Only.current.Load().workers(t.Context())
 	if err != nil || ready != 1 {
 		t.Errorf("%d workers, %v", ready, err)
 	}

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -13,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWatchdogLosesOnlyTheRequestThatKillsItsWorker(t *testing.T) {
@@ -502,6 +506,56 @@ func TestWatchdogSigkilledLeavesNothing(t *testing.T) {
 			w.awaitGone(1500 * time.Millisecond)
 		})
 	}
+}
+
+// The runner finds out by the report of what it was ordered to do, not by the end of its orders.
+func TestWatchdogSigkilledWithAnOrderUnderWayLeavesNothing(t *testing.T) {
+	t.Parallel()
+	admin := filepath.Join(t.TempDir(), "admin.sock")
+	w := start(t, faults(t), "admin_socket="+admin)
+	go w.post("loop")
+	w.eventually(10*time.Second, "in predict", func() bool { return len(w.lines("notes")) == 1 })
+	worker, _, _ := strings.Cut(w.lines("notes")[0], "_")
+	stat, err := os.ReadFile("/proc/" + worker + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, fields, _ := strings.Cut(string(stat), ") ") // behind the name: state, parent
+	zygote, err := strconv.Atoi(strings.Fields(fields)[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(zygote, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	orders, err := filepath.Glob(filepath.Join(w.dir, "fwatchdog-*", "control.in"))
+	if err != nil || len(orders) != 1 {
+		t.Fatalf("channels of orders: %v %v", orders, err)
+	}
+	pipe, err := unix.Open(orders[0], unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", admin)
+		}}}
+		req, _ := http.NewRequest(http.MethodPut, "http://admin/workers", strings.NewReader(`{"workers": 3}`))
+		if res, err := c.Do(req); err == nil {
+			res.Body.Close()
+		}
+	}()
+	w.eventually(10*time.Second, "an order is on its way", func() bool {
+		n, err := unix.IoctlGetInt(pipe, unix.TIOCINQ)
+		return err == nil && n > 0
+	})
+	unix.Close(pipe)
+	_ = w.cmd.Process.Kill()
+	if err := syscall.Kill(zygote, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.awaitEnd(10 * time.Second)
+	w.awaitGone(1500 * time.Millisecond)
 }
 
 // A killed watchdog cannot remove its folders; the next one in the same place does.

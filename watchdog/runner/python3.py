@@ -329,6 +329,7 @@ class Zygote:
         greeting = {"wire": WIRE_VERSION, "runtime": f"python {platform.python_version()}"}
         send(self.report, HELLO, payload=json.dumps(greeting).encode())
         capabilities = b'{"batch": false, "journal": true}'
+        guard = None
         if self.fork_after_init:
             guard = self.guard_init()
             try:
@@ -336,19 +337,29 @@ class Zygote:
             except BaseException as error:
                 send(self.report, INIT_FAILED, payload=self.init_traceback(error))
                 self.leave_with_group()
-            os.kill(guard, signal.SIGKILL)
-            os.waitpid(guard, 0)
             capabilities = self.model.capabilities()
             gc.collect()
             gc.freeze()
         flush_streams()
-        die_with_parent(False)
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(move_up(wake_write), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        send(self.report, READY, payload=capabilities)
-        self.loop(move_up(wake_read))
+        try:
+            die_with_parent(False)
+            if guard:
+                os.kill(guard, signal.SIGKILL)
+                os.waitpid(guard, 0)
+            wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            signal.set_wakeup_fd(move_up(wake_write), warn_on_full_buffer=False)
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            send(self.report, READY, payload=capabilities)
+            self.loop(move_up(wake_read))
+        except BrokenPipeError:
+            pass  # the watchdog went while something was reported to it
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # The watchdog is gone, or this process cannot go on: nothing may outlive it.
+            self.kill_all()
+            self.leave_with_group()
 
     def guard_init(self):
         """A process that ends what init started, should the watchdog end before init returned.
@@ -387,6 +398,7 @@ class Zygote:
         os._exit(1)
 
     def loop(self, wake):
+        """Do what the watchdog orders until it is gone."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         poll.register(wake, select.POLLIN)
@@ -401,9 +413,7 @@ class Zygote:
                     continue
                 frame = self.read_exactly(HEADER.size)
                 if frame is None:
-                    # The watchdog is gone: nothing may outlive it.
-                    self.kill_all()
-                    self.leave_with_group()
+                    return
                 _, kind, _, _, ident, slot = HEADER.unpack(frame)
                 if kind == FORK:
                     self.fork(ident, slot)

@@ -116,7 +116,7 @@ sub become_worker {
     setpgid(0, 0);
     close $control;
     close $report;
-    $SIG{CHLD} = 'DEFAULT';
+    $SIG{$_} = 'DEFAULT' for qw(CHLD PIPE);
     my $requests = open_channel('<', "$number.in");
     my $replies = open_channel('>', "$number.out");
     for (['stdout', 1], ['stderr', 2]) {
@@ -171,6 +171,7 @@ if ($start_method eq 'fork' && !eval { load_model(); 1 }) {
     leave_with_group();
 }
 outlive_the_signal();
+$SIG{PIPE} = \&leave_with_group;    # that nobody reads reports any more tells it as well
 send_frame($report, READY, 0, 0, $CAPABILITIES);
 
 # A child's end interrupts select, so that neither it nor an order waits for the other.

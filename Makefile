@@ -5,6 +5,8 @@ TOOLS := .cache/tools
 GOLANGCI_LINT := v2.12.2
 RUFF := 0.17.6
 export GOFLAGS := -buildvcs=false
+# A cache of its own: one shared between checkouts remembers paths of those that are gone, and with them findings.
+export GOLANGCI_LINT_CACHE := $(CURDIR)/.cache/golangci-lint
 
 ENGINES := .cache/engines
 KUBERNETES := v1.34.4

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/watchdog/packages"
 )
 
 // builtEnvironment puts a finished environment in place of a real one, which takes seconds to build.
@@ -43,7 +44,7 @@ func (b *bench) addRequirements(t *testing.T, model, list string, lastUsed time.
 	t.Helper()
 	b.models.add(t, model, "answers")
 	dir := b.models.path(parseFolder(model))
-	must(t, os.WriteFile(filepath.Join(dir, requirementsFile), []byte(list), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, packages.RequirementsFile), []byte(list), 0o644))
 	_, digest, err := b.environments.wanted(dir)
 	must(t, err)
 	builtEnvironment(t, b.environments.dir, digest, lastUsed)
@@ -123,7 +124,7 @@ func TestEnvironmentIsThereForAsLongAsItIsHeld(t *testing.T) {
 	for i := range 3 * keptEnvironments {
 		bundle := filepath.Join(root, fmt.Sprint(i)+"@1")
 		must(t, os.Mkdir(bundle, 0o755))
-		must(t, os.WriteFile(filepath.Join(bundle, requirementsFile), fmt.Appendf(nil, "p==%d\n", i), 0o644))
+		must(t, os.WriteFile(filepath.Join(bundle, packages.RequirementsFile), fmt.Appendf(nil, "p==%d\n", i), 0o644))
 	}
 	var deployments sync.WaitGroup
 	for worker := range 6 {

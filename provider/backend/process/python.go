@@ -1,8 +1,6 @@
 package process
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,10 +13,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/watchdog/packages"
 )
 
 // fallbackPython is where Linux distributions put an interpreter that everybody may run.
@@ -80,10 +78,7 @@ type environments struct {
 	held map[string]*heldEnvironment // by digest; guarded by mu
 }
 
-const (
-	requirementsFile = "requirements.txt"
-	completeMarker   = ".complete"
-)
+const completeMarker = ".complete"
 
 // prepare returns the interpreter for the bundle: an environment's, or the plain one when the bundle
 // asks for no packages. progress gets a line at a time. The caller holds the model, and with it the
@@ -97,7 +92,7 @@ func (e *environments) prepare(ctx context.Context, bundle string, progress func
 		return e.python.path, nil
 	}
 	env := filepath.Join(e.dir, digest)
-	interpreter := filepath.Join(env, "bin", "python3")
+	interpreter := packages.Interpreter(env)
 
 	lock := &e.hold(digest).building
 	defer e.letGo(digest)
@@ -106,7 +101,7 @@ func (e *environments) prepare(ctx context.Context, bundle string, progress func
 	if _, err := os.Stat(filepath.Join(env, completeMarker)); err == nil {
 		return interpreter, nil
 	}
-	progress("building the Python environment " + digest + " for " + requirementsFile)
+	progress("building the Python environment " + digest + " for " + packages.RequirementsFile)
 	start := time.Now()
 	if err := e.build(ctx, env, requirements, progress); err != nil {
 		return "", errors.Join(err, os.RemoveAll(env))
@@ -117,26 +112,14 @@ func (e *environments) prepare(ctx context.Context, bundle string, progress func
 
 // wanted returns the bundle's list and the name of its environment, "" when it asks for no packages.
 func (e *environments) wanted(bundle string) (requirements []byte, digest string, err error) {
-	requirements, err = os.ReadFile(filepath.Join(bundle, requirementsFile))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !asksForPackages(requirements) {
-		return nil, "", nil
-	}
-	if err != nil {
-		return nil, "", fmt.Errorf("read %s: %w", requirementsFile, err)
+	requirements, err = packages.Requirements(bundle)
+	if err != nil || requirements == nil {
+		return nil, "", err
 	}
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%s\n", e.python.tag)
 	sum.Write(requirements)
 	return requirements, hex.EncodeToString(sum.Sum(nil))[:32], nil
-}
-
-func asksForPackages(requirements []byte) bool {
-	for line := range bytes.Lines(requirements) {
-		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {
-			return true
-		}
-	}
-	return false
 }
 
 func (e *environments) build(ctx context.Context, env string, requirements []byte, progress func(string)) error {
@@ -148,7 +131,7 @@ func (e *environments) build(ctx context.Context, env string, requirements []byt
 		return err
 	}
 	defer os.RemoveAll(scratch)
-	list := filepath.Join(scratch, requirementsFile)
+	list := filepath.Join(scratch, packages.RequirementsFile)
 	if err := errors.Join(
 		os.Chmod(scratch, 0o700),
 		os.WriteFile(list, requirements, 0o600),
@@ -157,60 +140,20 @@ func (e *environments) build(ctx context.Context, env string, requirements []byt
 	); err != nil {
 		return err
 	}
-	for _, command := range e.commands(env, list) {
-		if err := e.run(ctx, scratch, command, progress); err != nil {
-			return err
-		}
+	install := packages.Installer{
+		Python: e.python.path, Variables: append(basicEnvironment(), packages.Sources(os.Environ())...),
+		Credential: e.id.credential(), Progress: progress,
+	}
+	if uv, err := exec.LookPath("uv"); err == nil && e.id.canRun(uv) == nil {
+		install.UV = uv
+	}
+	if err := install.Install(ctx, env, list, scratch); err != nil {
+		return fmt.Errorf("%w: %w", backend.ErrFailed, err)
 	}
 	if err := e.seal(env); err != nil {
 		return fmt.Errorf("finish the Python environment: %w", err)
 	}
 	return os.WriteFile(filepath.Join(env, completeMarker), []byte(e.python.tag+"\n"), 0o644)
-}
-
-// commands are the steps of a build: by uv where it is installed and the builder may run it, since
-// it is many times faster, else by what Python brings along.
-func (e *environments) commands(env, list string) [][]string {
-	interpreter := filepath.Join(env, "bin", "python3")
-	if uv, err := exec.LookPath("uv"); err == nil && e.id.canRun(uv) == nil {
-		return [][]string{
-			{uv, "venv", "--quiet", "--allow-existing", "--python", e.python.path, env},
-			{uv, "pip", "install", "--python", interpreter, "--requirement", list},
-		}
-	}
-	return [][]string{
-		{e.python.path, "-m", "venv", env},
-		{interpreter, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--requirement", list},
-	}
-}
-
-// buildVariables may reach a build besides the basic ones: they say where packages come from.
-var buildVariables = []string{"PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
-
-func (e *environments) run(ctx context.Context, scratch string, command []string, progress func(string)) error {
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.Dir = scratch
-	cmd.Env = append(basicEnvironment(), "HOME="+scratch, "TMPDIR="+scratch)
-	for _, variable := range os.Environ() {
-		for _, allowed := range buildVariables {
-			if strings.HasPrefix(variable, allowed) {
-				cmd.Env = append(cmd.Env, variable)
-				break
-			}
-		}
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: e.id.credential()}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	output := newTail(20, progress)
-	cmd.Stdout, cmd.Stderr = output, output
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return fmt.Errorf("%w: %s cannot be installed: %s: %w\n%s", backend.ErrFailed, requirementsFile, filepath.Base(command[0]), err, output.text())
-	}
-	return nil
 }
 
 // seal takes the environment away from the builder, so that no function and no later build can
@@ -246,51 +189,4 @@ func (e *environments) seal(env string) error {
 		}
 		return root.Chmod(path, perm)
 	})
-}
-
-// tail passes lines on and remembers the last ones.
-type tail struct {
-	mu       sync.Mutex
-	keep     int
-	lines    []string
-	progress func(string)
-	rest     []byte
-}
-
-func newTail(keep int, progress func(string)) *tail { return &tail{keep: keep, progress: progress} }
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.rest = append(t.rest, p...)
-	for {
-		advance, line, _ := bufio.ScanLines(t.rest, false)
-		if advance == 0 {
-			break
-		}
-		t.add(string(line))
-		t.rest = t.rest[advance:]
-	}
-	if len(t.rest) > maxLineBytes {
-		t.add(string(t.rest))
-		t.rest = nil
-	}
-	return len(p), nil
-}
-
-func (t *tail) add(line string) {
-	if t.lines = append(t.lines, line); len(t.lines) > t.keep {
-		t.lines = t.lines[1:]
-	}
-	t.progress(line)
-}
-
-func (t *tail) text() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.rest) > 0 {
-		t.add(string(t.rest))
-		t.rest = nil
-	}
-	return strings.Join(t.lines, "\n")
 }

@@ -5,20 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strings"
-	"syscall"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/watchdog/packages"
 )
 
 // fallbackRscript is where Linux distributions put the one that everybody may run.
 const fallbackRscript = "/usr/bin/Rscript"
-
-const packagesFile = "packages.txt"
 
 // rscript is what models in R run on. R's packages are the system's: Debian brings them compiled, and
 // compiling what CRAN has would need compilers and libraries that this backend does not choose. So
@@ -35,16 +30,15 @@ func (r rscript) prepare(ctx context.Context, bundle string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", backend.ErrFailed, err)
 	}
-	packages, err := packagesOf(bundle)
-	if err != nil || len(packages) == 0 {
-		return interpreter, err
+	names, err := packages.R(bundle)
+	if err == nil && len(names) > 0 {
+		names, err = packages.MissingR(ctx, interpreter, names, basicEnvironment(), r.id.credential())
 	}
-	missing, err := r.missing(ctx, interpreter, packages)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: %w", backend.ErrFailed, err)
 	}
-	if len(missing) > 0 {
-		return "", fmt.Errorf("%w: %s", backend.ErrFailed, lacking(missing))
+	if len(names) > 0 {
+		return "", fmt.Errorf("%w: %s", backend.ErrFailed, packages.LackingR(names))
 	}
 	return interpreter, nil
 }
@@ -69,62 +63,4 @@ func (r rscript) find() (string, error) {
 		return "", fmt.Errorf("%s, which models in R run on, is not installed: install r-base-core or set rscript", name)
 	}
 	return "", fmt.Errorf("%s cannot run models, which have users of their own: %w; install r-base-core for all users or set rscript", name, err)
-}
-
-// packageName is what CRAN allows.
-var packageName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9.]*[A-Za-z0-9]$`)
-
-// packagesOf reads a bundle's packages.txt: a name a line, # begins a comment.
-func packagesOf(bundle string) (names []string, err error) {
-	text, err := os.ReadFile(filepath.Join(bundle, packagesFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read %s: %w", packagesFile, err)
-	}
-	number := 0
-	for line := range strings.Lines(string(text)) {
-		number++
-		line, _, _ = strings.Cut(line, "#")
-		if line = strings.TrimSpace(line); line == "" {
-			continue
-		}
-		if !packageName.MatchString(line) {
-			return nil, fmt.Errorf("%w: %s line %d: %.60q is not the name of a package: one name a line", backend.ErrFailed, packagesFile, number, line)
-		}
-		names = append(names, line)
-	}
-	return names, nil
-}
-
-// missing asks R itself, as the user that builds, which of the packages it does not have.
-func (r rscript) missing(ctx context.Context, interpreter string, packages []string) ([]string, error) {
-	const question = `for (name in commandArgs(TRUE)) if (!nzchar(system.file(package = name))) cat("missing", name, "\n")`
-	cmd := exec.CommandContext(ctx, interpreter, append([]string{"-e", question}, packages...)...)
-	cmd.Dir = "/"
-	cmd.Env = append(basicEnvironment(), "HOME=/nonexistent")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.id.credential()}
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%w: ask %s for its packages: %w", backend.ErrFailed, interpreter, err)
-	}
-	var names []string
-	for line := range strings.Lines(string(out)) {
-		if fields := strings.Fields(line); len(fields) == 2 && fields[0] == "missing" {
-			names = append(names, fields[1])
-		}
-	}
-	return names, nil
-}
-
-// lacking is the sentence about packages that are not there.
-func lacking(names []string) string {
-	debian := make([]string, len(names))
-	for i, name := range names {
-		debian[i] = "r-cran-" + strings.ToLower(name)
-	}
-	verb := "which is not installed"
-	if len(names) > 1 {
-		verb = "which are not installed"
-	}
-	return fmt.Sprintf("%s names %s, %s: install %s, or from CRAN what Debian does not have",
-		packagesFile, strings.Join(names, ", "), verb, strings.Join(debian, " "))
 }

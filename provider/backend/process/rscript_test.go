@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/watchdog/packages"
 )
 
 func TestRModelsAreToldInOneSentenceWhatIsMissing(t *testing.T) {
@@ -23,7 +24,7 @@ func TestRModelsAreToldInOneSentenceWhatIsMissing(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			must(t, os.WriteFile(filepath.Join(dir, packagesFile), []byte(c.packages), 0o644))
+			must(t, os.WriteFile(filepath.Join(dir, packages.RFile), []byte(c.packages), 0o644))
 			interpreter, err := rscript{wanted: c.interpreter}.prepare(t.Context(), dir)
 			if c.says == "" {
 				if err != nil || interpreter == "" {

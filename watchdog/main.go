@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/faas-predict/faas-predict/auth/build"
+	"github.com/faas-predict/faas-predict/watchdog/fetch"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 	"github.com/faas-predict/faas-predict/watchdog/runner"
@@ -66,6 +68,8 @@ func run(args []string) error {
 			return settingsErr
 		}
 		return check(settings, bundle)
+	case "fetch":
+		return fetchBundle(settings, args[1:])
 	case "-run-healthcheck", "--run-healthcheck":
 		if _, err := os.Stat(server.LockPath()); err != nil {
 			return fmt.Errorf("not healthy: %s is missing", server.LockPath())
@@ -87,13 +91,20 @@ func usage() {
   fwatchdog                   serve model_path until SIGTERM
   fwatchdog version PATH      print the bundle's version as JSON
   fwatchdog check PATH        run init and the bundle's examples, and report
+  fwatchdog fetch URL DIR     bring a version from a provider to DIR, and its Python packages
   fwatchdog -run-healthcheck  exit 0 while a watchdog in this container is healthy
   fwatchdog -version          print fwatchdog's own version
 
-PATH is a directory or a zip. Settings are environment variables:
+PATH is a directory or a zip. Options of fetch, which stand before URL:
 
 `)
 	table := tabwriter.NewWriter(os.Stdout, 2, 0, 2, ' ', 0)
+	fetchFlags(&fetch.Request{}).VisitAll(func(f *flag.Flag) {
+		value, meaning := flag.UnquoteUsage(f)
+		fmt.Fprintf(table, "  -%s %s\t%s\t%s\n", f.Name, value, f.DefValue, meaning)
+	})
+	table.Flush()
+	fmt.Print("\nSettings are environment variables:\n\n")
 	for _, v := range server.Variables {
 		fmt.Fprintf(table, "  %s\t%s\t%s\n", v.Name, v.Default, v.Meaning)
 	}

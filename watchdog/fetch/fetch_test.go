@@ -1,0 +1,300 @@
+package fetch
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/faas-predict/faas-predict/watchdog/model"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// iris is a bundle, its version and its zip.
+func iris(t *testing.T, files map[string]string) (model.Version, []byte) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "iris")
+	must(t, os.Mkdir(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "main.py"), []byte("def predict(request): return request\n"), 0o644))
+	for name, text := range files {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	b, err := model.Open(dir)
+	must(t, err)
+	var packed bytes.Buffer
+	must(t, b.Pack(&packed))
+	return b.Version, packed.Bytes()
+}
+
+// request is one for what handler serves, with its log.
+func request(t *testing.T, v model.Version, handler http.HandlerFunc) (Request, *bytes.Buffer) {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	var log bytes.Buffer
+	credential := filepath.Join(t.TempDir(), "credential")
+	must(t, os.WriteFile(credential, []byte("s3cret\n"), 0o600))
+	dir := t.TempDir()
+	return Request{
+		URL: server.URL + "/bundle", Dir: filepath.Join(dir, "iris"), Version: v, Environment: filepath.Join(dir, ".environment"),
+		Credential: credential, MaxBytes: 1 << 20, Patience: 10 * time.Second, Log: slog.New(slog.NewTextHandler(&log, nil)),
+	}, &log
+}
+
+func serve(zip []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer s3cret" {
+			http.Error(w, "invalid credentials", http.StatusUnauthorized)
+			return
+		}
+		_, _ = w.Write(zip)
+	}
+}
+
+func left(t *testing.T, r Request) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Dir(r.Dir))
+	must(t, err)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func TestABundleIsFetchedOnceAndWhole(t *testing.T) {
+	v, zip := iris(t, map[string]string{"weights.bin": "1 2 3"})
+	asked := 0
+	r, log := request(t, v, func(w http.ResponseWriter, r *http.Request) { asked++; serve(zip)(w, r) })
+	for range 2 {
+		must(t, Run(t.Context(), r))
+	}
+	if asked != 1 {
+		t.Errorf("it was asked for %d times, want once", asked)
+	}
+	b, err := model.Open(r.Dir)
+	must(t, err)
+	if b.Version != v || b.Name != "iris" {
+		t.Errorf("it is %s %+v, want %+v", b.Name, b.Version, v)
+	}
+	if names := left(t, r); len(names) != 1 {
+		t.Errorf("left beside the bundle: %v", names)
+	}
+	if strings.Contains(log.String(), "s3cret") {
+		t.Error("the log has the credential:", log)
+	}
+	// What somebody spoilt is fetched anew.
+	must(t, os.WriteFile(filepath.Join(r.Dir, "weights.bin"), []byte("4"), 0o644))
+	must(t, Run(t.Context(), r))
+	if b, err := model.Open(r.Dir); err != nil || b.Version != v {
+		t.Errorf("after it was spoilt it is %+v, %v", b, err)
+	}
+}
+
+func TestWhatIsNotTheVersionIsRefusedAtOnce(t *testing.T) {
+	v, zip := iris(t, nil)
+	_, other := iris(t, map[string]string{"weights.bin": "other coefficients"})
+	_, code := iris(t, map[string]string{"main.py": "def predict(request): return 'no'\n"})
+	label := v
+	label.ID = "1.0_2026"
+	for name, c := range map[string]struct {
+		version model.Version
+		handler http.HandlerFunc
+		limit   int64
+		says    string
+	}{
+		"other coefficients": {v, serve(other), 0, "its coefficients is"},
+		"other code":         {v, serve(code), 0, "its code is"},
+		"another label":      {label, serve(zip), 0, "its version is"},
+		"no zip":             {v, serve([]byte("hello")), 0, "bundle is not a zip file"},
+		"too large":          {v, serve(zip), int64(len(zip)) - 1, "are allowed"},
+		"too large, unannounced": {v, func(w http.ResponseWriter, r *http.Request) {
+			w.(http.Flusher).Flush()
+			serve(zip)(w, r)
+		}, int64(len(zip)) - 1, "is larger than"},
+		"a path that escapes": {v, serve(escaping(t)), 0, "leaves the bundle"},
+		"a link":              {v, serve(link(t)), 0, "is a link"},
+		"401":                 {v, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "invalid credentials", 401) }, 0, "401 Unauthorized: invalid credentials"},
+		"404":                 {v, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no such version", 404) }, 0, "404 Not Found: no such version"},
+		"a redirect":          {v, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.example/", 302) }, 0, "302 Found"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			r, log := request(t, c.version, func(w http.ResponseWriter, r *http.Request) { asked++; c.handler(w, r) })
+			if c.limit > 0 {
+				r.MaxBytes = c.limit
+			}
+			err := Run(t.Context(), r)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want %q", err, c.says)
+			}
+			if asked != 1 {
+				t.Errorf("it was asked for %d times", asked)
+			}
+			if names := left(t, r); len(names) > 0 {
+				t.Errorf("left behind: %v", names)
+			}
+			if strings.Contains(log.String()+fmt.Sprint(err), "s3cret") {
+				t.Errorf("the credential is in the log or the error: %s %v", log, err)
+			}
+		})
+	}
+}
+
+// packed is a zip with one entry that a bundle may not have.
+func packed(t *testing.T, name string, mode fs.FileMode) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	archive := zip.NewWriter(&out)
+	header := &zip.FileHeader{Name: name}
+	header.SetMode(mode)
+	entry, err := archive.CreateHeader(header)
+	must(t, err)
+	_, err = entry.Write([]byte("/etc/passwd"))
+	must(t, errors.Join(err, archive.Close()))
+	return out.Bytes()
+}
+
+func escaping(t *testing.T) []byte { return packed(t, "../main.py", 0o644) }
+func link(t *testing.T) []byte     { return packed(t, "main.py", fs.ModeSymlink|0o777) }
+
+func TestAProviderThatRestartsIsAskedAgain(t *testing.T) {
+	v, zip := iris(t, nil)
+	for name, trouble := range map[string]http.HandlerFunc{
+		"it answers 503": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"it hangs up":    func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"it hangs up in the middle": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(zip[:9])
+			w.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		},
+		"it sends less than it promised": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "99")
+			_, _ = w.Write(zip[:9])
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int32
+			r, log := request(t, v, func(w http.ResponseWriter, r *http.Request) {
+				if asked.Add(1) < 3 {
+					trouble(w, r)
+					return
+				}
+				serve(zip)(w, r)
+			})
+			if err := Run(t.Context(), r); err != nil {
+				t.Errorf("%v\n%s", err, log)
+			}
+			if n := strings.Count(log.String(), "it is tried again"); n != 2 {
+				t.Errorf("the log tells of %d failures, want 2:\n%s", n, log)
+			}
+		})
+	}
+}
+
+func TestPatienceAndSignalsEndIt(t *testing.T) {
+	v, _ := iris(t, nil)
+	r, _ := request(t, v, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	r.Patience = time.Second
+	began := time.Now()
+	if err := Run(t.Context(), r); err == nil || !strings.Contains(err.Error(), "given up after") || time.Since(began) > 5*time.Second {
+		t.Errorf("after %s: %v", time.Since(began), err)
+	}
+	r.Patience = time.Hour
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := Run(ctx, r); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestACredentialBelongsInAFile(t *testing.T) {
+	v, zip := iris(t, nil)
+	r, _ := request(t, v, serve(zip))
+	r.URL = strings.Replace(r.URL, "http://", "http://admin:s3cret@", 1)
+	if err := Run(t.Context(), r); err == nil || strings.Contains(err.Error(), "s3cret") || !strings.Contains(err.Error(), "a credential belongs in a file") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPythonPackagesAreInstalledBesideTheBundle(t *testing.T) {
+	index := t.TempDir()
+	wheel(t, filepath.Join(index, "plants-1.0-py3-none-any.whl"))
+	t.Setenv("PIP_NO_INDEX", "1")
+	t.Setenv("PIP_FIND_LINKS", index)
+	t.Setenv("UV_NO_INDEX", "1")
+	t.Setenv("UV_FIND_LINKS", index)
+	v, zip := iris(t, map[string]string{"requirements.txt": "plants==1.0\n"})
+	r, log := request(t, v, serve(zip))
+	for range 2 {
+		if err := Run(t.Context(), r); err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+	}
+	if found, _ := filepath.Glob(filepath.Join(r.Environment, "lib", "python3*", "site-packages", "plants.py")); len(found) != 1 {
+		t.Errorf("the package is not in the environment; the log says\n%s", log)
+	}
+	if n := strings.Count(log.String(), "installed the packages"); n != 1 {
+		t.Errorf("they were installed %d times", n)
+	}
+	v, zip = iris(t, map[string]string{"requirements.txt": "no-such-package==1\n"})
+	r, _ = request(t, v, serve(zip))
+	if err := Run(t.Context(), r); err == nil || !strings.Contains(err.Error(), "requirements.txt cannot be installed") || !strings.Contains(err.Error(), "no-such-package") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// wheel makes a package of one module.
+func wheel(t *testing.T, file string) {
+	t.Helper()
+	out, err := os.Create(file)
+	must(t, err)
+	archive := zip.NewWriter(out)
+	for name, text := range map[string]string{
+		"plants.py":                     "def name(): return 'iris'\n",
+		"plants-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: plants\nVersion: 1.0\n",
+		"plants-1.0.dist-info/WHEEL":    "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+		"plants-1.0.dist-info/RECORD":   "plants.py,,\nplants-1.0.dist-info/METADATA,,\nplants-1.0.dist-info/WHEEL,,\nplants-1.0.dist-info/RECORD,,\n",
+	} {
+		entry, err := archive.Create(name)
+		must(t, err)
+		_, err = entry.Write([]byte(text))
+		must(t, err)
+	}
+	must(t, errors.Join(archive.Close(), out.Close()))
+}
+
+func TestRPackagesThatAreMissingAreNamed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "iris")
+	must(t, os.Mkdir(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "main.R"), []byte("predict <- function(request) request\n"), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, "packages.txt"), []byte("stats\nnoSuchPackage\n"), 0o644))
+	b, err := model.Open(dir)
+	must(t, err)
+	var zip bytes.Buffer
+	must(t, b.Pack(&zip))
+	r, _ := request(t, b.Version, serve(zip.Bytes()))
+	if err := Run(t.Context(), r); err == nil || strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), "packages.txt names noSuchPackage, which is not installed") {
+		t.Errorf("got %v", err)
+	}
+}

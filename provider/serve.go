@@ -102,7 +102,7 @@ func serve(ctx context.Context, cfg *config.Config) (err error) {
 		Models:        models,
 		Async:         later,
 		Gateway:       front,
-		Access:        api.Access{Basic: credentials, Tokens: tokens.verifier, Functions: cfg.JWTAuth},
+		Access:        api.Access{Basic: credentials, Tokens: tokens.verifier, Bundles: models.Admits, Functions: cfg.JWTAuth},
 		Issuer:        tokens.issuer,
 		BehindGateway: cfg.BehindGateway,
 		MaxBodyBytes:  cfg.MaxBodyBytes,

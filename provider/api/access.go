@@ -17,6 +17,8 @@ type Access struct {
 	Basic *Credentials
 	// Tokens checks bearer tokens; nil: there are none, and a function that wants one cannot be called.
 	Tokens *token.Verifier
+	// Bundles reports whether a credential is that of a version's bundle; nil: none is.
+	Bundles func(credential, model, version string) bool
 	// Functions makes every function want a token whose annotation does not say otherwise.
 	Functions bool
 }
@@ -26,7 +28,7 @@ type Access struct {
 // here.
 func (a *Access) administrator(prefix string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if path := r.URL.Path; a.Basic == nil || path != prefix && !strings.HasPrefix(path, prefix+"/") {
+		if path := r.URL.Path; a.Basic == nil || path != prefix && !strings.HasPrefix(path, prefix+"/") || a.fetches(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -46,6 +48,24 @@ func (a *Access) administrator(prefix string, next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// fetches reports whether the request reads a version's bundle with the credential of just that.
+func (a *Access) fetches(r *http.Request) bool {
+	if a.Bundles == nil || r.Method != http.MethodGet {
+		return false
+	}
+	// As it was sent: a name has nothing to be escaped, and what is may mean another route to the mux.
+	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), modelsPrefix), "/")
+	if !strings.HasPrefix(r.URL.EscapedPath(), modelsPrefix) || len(parts) != 4 || parts[1] != "versions" || parts[3] != "bundle" {
+		return false
+	}
+	given := r.Header["Authorization"]
+	if len(given) != 1 {
+		return false
+	}
+	scheme, credential, _ := strings.Cut(given[0], " ")
+	return strings.EqualFold(scheme, "Bearer") && a.Bundles(credential, parts[0], parts[2])
 }
 
 var errCredentials = errors.New("invalid credentials")

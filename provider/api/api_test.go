@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 
@@ -110,6 +111,9 @@ func (m fakeModels) StoreBlob(_ string, content io.Reader) (bool, error) {
 func (m fakeModels) List() ([]registry.Model, error)      { return nil, m.err }
 func (m fakeModels) Get(n string) (registry.Model, error) { return registry.Model{Name: n}, m.err }
 func (m fakeModels) Delete(string, string) error          { return m.err }
+func (m fakeModels) Bundle(string, string) (*model.Bundle, func(), error) {
+	return &model.Bundle{Dir: os.TempDir()}, func() {}, m.err
+}
 
 func gatewayOf(f *fake, metrics *prometheus.Registry) *gateway.Gateway {
 	return gateway.New(gateway.Options{Backend: f, MaxReplicas: 256, Metrics: metrics})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"mime"
 	"net/http"
 	"slices"
@@ -121,6 +122,42 @@ func (s *Server) deleteVersion(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusAccepted)
+}
+
+// getBundle streams a version. A client that is silent too long is given up, and one that is not gets all of it whatever
+// write_timeout says.
+func (s *Server) getBundle(w http.ResponseWriter, r *http.Request) {
+	name, version := r.PathValue("name"), r.PathValue("version")
+	bundle, release, err := s.models.Bundle(name, version)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	defer release()
+	stream := http.NewResponseController(w)
+	defer func() { _ = stream.SetWriteDeadline(time.Time{}) }() // the connection may have other requests
+	w.Header().Set("Content-Type", "application/zip")
+	err = bundle.PackPlain(&patientAnswer{w, stream})
+	if err == nil {
+		err = stream.Flush()
+	}
+	if err != nil {
+		if r.Context().Err() == nil {
+			slog.Warn("a bundle was cut off", "model", name, "version", version, "error", err)
+		}
+		panic(http.ErrAbortHandler) // what was sent must not look like all of it
+	}
+}
+
+// patientAnswer writes for as long as the client reads.
+type patientAnswer struct {
+	http.ResponseWriter
+	stream *http.ResponseController
+}
+
+func (a *patientAnswer) Write(p []byte) (int, error) {
+	_ = a.stream.SetWriteDeadline(time.Now().Add(bodyPatience))
+	return a.ResponseWriter.Write(p)
 }
 
 // patientBody reads a body of any length but gives up on a client that is silent too long.

@@ -59,6 +59,7 @@ var Routes = []Route{
 	{"GET", "/system/models", "Every model with its versions.", method((*Server).listModels)},
 	{"GET", "/system/models/{name}", "One model with its versions, the one pushed last first.", method((*Server).getModel)},
 	{"PUT", "/system/models/{name}", "Push a bundle as a zip, or as a JSON list of files whose blobs are stored: 201 new, 200 the same content again, 409 a label with other content, 412 with the blobs that are missing, 400 or 413 refused.", method((*Server).pushModel)},
+	{"GET", modelsPrefix + "{name}/versions/{version}/bundle", "A version's bundle as a zip, without compression. The credential that a pod of the version has opens this and nothing else.", method((*Server).getBundle)},
 	{"DELETE", "/system/models/{name}/versions/{version}", "Delete a version: 202, 404, 409 while it is in a function's split.", method((*Server).deleteVersion)},
 	{"GET", "/system/models/{name}/traffic", "The split of the function of that name (query: namespace), its versions and their states.", method((*Server).getTraffic)},
 	{"PUT", "/system/models/{name}/traffic", "Split the function's calls between versions: 200 when the split holds, 404, 400 for a bad split, 422 with the traceback when a version does not start.", method((*Server).setTraffic)},
@@ -94,6 +95,7 @@ type Models interface {
 	List() ([]registry.Model, error)
 	Get(name string) (registry.Model, error)
 	Delete(name, version string) error
+	Bundle(name, version string) (bundle *model.Bundle, release func(), err error)
 }
 
 // Functions is where calls go; see process.Backend.Forward.
@@ -192,7 +194,10 @@ func New(o Options) *Server {
 	return s
 }
 
-const functionPrefix = "/function/"
+const (
+	functionPrefix = "/function/"
+	modelsPrefix   = "/system/models/"
+)
 
 // Leave makes /healthz answer 503, so that whoever distributes calls sends them elsewhere, and lets each
 // connection end with its next answer. All else is served as before.

@@ -64,6 +64,7 @@ type Registry struct {
 	limits model.Limits
 	maxZip int64
 	blobs  *blobs
+	key    []byte // of Credential
 
 	mu   sync.Mutex     // serialises what changes records, directories in place and uses
 	uses map[string]int // functions that run a version, by key
@@ -89,6 +90,9 @@ func Open(db *bbolt.DB, dir string, limits model.Limits, maxZip int64) (*Registr
 		_, err := tx.CreateBucketIfNotExists(bucket)
 		return err
 	}); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	if err := r.openKey(); err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
 	if err := r.sweep(); err != nil {

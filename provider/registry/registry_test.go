@@ -250,3 +250,21 @@ func FuzzParseImage(f *testing.F) {
 		}
 	})
 }
+
+func TestCredentialsOutliveTheProviderAndAreNobodyElses(t *testing.T) {
+	b := newBench(t, plenty)
+	mine := b.Credential("iris", "1_1")
+	if other := newBench(t, plenty); other.Admits(mine, "iris", "1_1") {
+		t.Error("another provider takes it")
+	}
+	b.db.Close()
+	b.open(t, plenty)
+	if !b.Admits(mine, "iris", "1_1") || b.Credential("iris", "1_1") != mine {
+		t.Error("it is another after a restart")
+	}
+	for _, of := range [][2]string{{"iris", "1_2"}, {"iri", "s1_1"}, {"rose", "1_1"}} {
+		if b.Admits(mine, of[0], of[1]) {
+			t.Errorf("it opens %v too", of)
+		}
+	}
+}

@@ -158,7 +158,21 @@ var packedTime = time.Date(1980, time.January, 1, 0, 0, 0, 0, time.UTC)
 
 // Pack writes the bundle as a zip. The same files always give the same bytes: they are sorted, carry
 // one timestamp, and keep nothing of their mode but whether they are executable.
-func (b *Bundle) Pack(w io.Writer) error {
+func (b *Bundle) Pack(w io.Writer) error { return b.pack(w, zip.Deflate) }
+
+// PackPlain is Pack without compression, for a network that is faster than compressing.
+func (b *Bundle) PackPlain(w io.Writer) error { return b.pack(w, zip.Store) }
+
+// PlainSize bounds what PackPlain writes for so many files of so many bytes in all.
+func PlainSize(files int, bytes int64) int64 {
+	const (
+		perFile = 2*maxPathBytes + 256 // its path stands before its content and in the directory
+		end     = 1 << 10
+	)
+	return bytes + int64(files)*perFile + end
+}
+
+func (b *Bundle) pack(w io.Writer, method uint16) error {
 	root, err := os.OpenRoot(b.Dir)
 	if err != nil {
 		return fmt.Errorf("pack bundle: %w", err)
@@ -166,7 +180,7 @@ func (b *Bundle) Pack(w io.Writer) error {
 	defer root.Close()
 	archive := zip.NewWriter(w)
 	for _, f := range b.Files {
-		header := &zip.FileHeader{Name: f.Path, Method: zip.Deflate, Modified: packedTime}
+		header := &zip.FileHeader{Name: f.Path, Method: method, Modified: packedTime}
 		header.SetMode(0o644)
 		if f.Executable {
 			header.SetMode(0o755)

@@ -187,6 +187,8 @@ func listFiles(root *os.Root) ([]File, error) {
 	return files, err
 }
 
+const maxPathBytes = 1024
+
 // checkPath holds a path inside a bundle to what every file system and every shell can take.
 func checkPath(name string) error {
 	switch {
@@ -196,8 +198,8 @@ func checkPath(name string) error {
 		return refused(fmt.Sprintf("%q", name), "must be a relative path without backslashes or control characters")
 	case !fs.ValidPath(name) || name == ".":
 		return refused(fmt.Sprintf("%q", name), "leaves the bundle")
-	case len(name) > 1024:
-		return refused(name[:64]+"…", "has a path longer than 1024 bytes")
+	case len(name) > maxPathBytes:
+		return refused(name[:64]+"…", "has a path longer than %d bytes", maxPathBytes)
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		if len(part) > 255 {

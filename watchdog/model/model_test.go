@@ -467,3 +467,31 @@ func FuzzExtract(f *testing.F) {
 		}
 	})
 }
+
+func TestAPlainZipIsTheBundleAndNoLargerThanItsBound(t *testing.T) {
+	long := strings.Repeat("a", 200) + "/" + strings.Repeat("b", 200) + "/" + strings.Repeat("c", 200) + "/" + strings.Repeat("d", 200) + "/" + strings.Repeat("e", 200)
+	dir := write(t, map[string]string{"main.py": "def predict(r): return r\n", long: "x", "weights.bin": strings.Repeat("0", 1<<20)})
+	b, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain bytes.Buffer
+	if err := b.PackPlain(&plain); err != nil {
+		t.Fatal(err)
+	}
+	var bytes int64
+	for _, f := range b.Files {
+		bytes += f.Size
+	}
+	if size := int64(plain.Len()); size < bytes || size > PlainSize(len(b.Files), bytes) {
+		t.Errorf("%d bytes for %d bytes of files; the bound is %d", size, bytes, PlainSize(len(b.Files), bytes))
+	}
+	file := filepath.Join(t.TempDir(), "plain.zip")
+	if err := os.WriteFile(file, plain.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Load(t.Context(), file, t.TempDir(), DefaultLimits)
+	if err != nil || again.Version != b.Version {
+		t.Errorf("unpacked it is %+v, %v", again, err)
+	}
+}

@@ -23,6 +23,7 @@ type change struct {
 	f       *function
 	started map[string]*deployment.Deployed // by workload
 	loaded  bool                            // may load
+	held    []Image                         // that may not go before the record is stored
 }
 
 // revise makes what next returns for the function's present record its record: it starts the workloads
@@ -37,6 +38,11 @@ func (b *Backend) revise(ref backend.Ref, next func(old *record) (*record, error
 	f := b.claim(ref)
 	defer b.unclaim(f)
 	c := &change{f: f, started: map[string]*deployment.Deployed{}}
+	defer func() {
+		for _, image := range c.held {
+			image.release()
+		}
+	}()
 	ctx, cancel := withTimeout(b.alive, b.DeployTimeout)
 	defer cancel()
 	done, err := c.attempt(ctx, next)
@@ -132,7 +138,8 @@ func (c *change) name(ctx context.Context, next *record, seen Function) ([]*depl
 			if err != nil {
 				return nil, err
 			}
-			d.Image = image
+			c.held = append(c.held, image)
+			d.Image, d.Bundle = image.Ref, image.Bundle
 		}
 		if d.Workload == "" {
 			d.Workload = c.reuse(d)
@@ -162,19 +169,20 @@ func newID() string { return strings.ToLower(rand.Text())[:10] }
 
 // sibling finds the image of a version that the function has not been deployed as: the one that has the
 // version as its tag.
-func (b *Backend) sibling(ctx context.Context, d *deployment.Deployed) (string, error) {
+func (b *Backend) sibling(ctx context.Context, d *deployment.Deployed) (Image, error) {
 	name, _, _ := strings.Cut(d.Spec.Image, "@")
 	if slash := strings.LastIndexByte(name, '/'); strings.LastIndexByte(name, ':') > slash {
 		name = name[:strings.LastIndexByte(name, ':')]
 	}
 	image, err := b.Images.Inspect(ctx, name+":"+d.Version)
 	if err != nil {
-		return "", fmt.Errorf("version %s: %w", d.Version, err)
+		return Image{}, fmt.Errorf("version %s: %w", d.Version, err)
 	}
 	if image.Version != d.Version {
-		return "", fmt.Errorf("%w version %s: image %s:%s holds version %s", backend.ErrInvalid, d.Version, name, d.Version, image.Version)
+		image.release()
+		return Image{}, fmt.Errorf("%w version %s: image %s:%s holds version %s", backend.ErrInvalid, d.Version, name, d.Version, image.Version)
 	}
-	return image.Ref, nil
+	return image, nil
 }
 
 func (c *change) statuses() []Status {
@@ -218,7 +226,7 @@ func (b *Backend) workload(ref backend.Ref, d *deployment.Deployed, replicas uin
 		lease = lease.Add(24 * time.Hour)
 	}
 	return Workload{
-		Ref: ref, ID: d.Workload, Model: d.Model, Version: d.Version, Image: d.Image, Spec: d.Spec,
+		Ref: ref, ID: d.Workload, Model: d.Model, Version: d.Version, Image: d.Image, Bundle: d.Bundle, Spec: d.Spec,
 		Env: env, Replicas: replicas, Grace: b.grace, Lease: lease.Unix(),
 	}
 }

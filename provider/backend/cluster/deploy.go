@@ -51,7 +51,10 @@ func (b *Backend) deploy(ctx context.Context, spec types.FunctionDeployment, upd
 	if err != nil {
 		return err
 	}
-	d := deployment.Deployed{Model: image.Model, Version: image.Version, Spec: spec, Image: image.Ref, Workload: newID()}
+	defer image.release()
+	d := deployment.Deployed{
+		Model: image.Model, Version: image.Version, Spec: spec, Image: image.Ref, Bundle: image.Bundle, Workload: newID(),
+	}
 	return b.revise(ref, func(old *record) (*record, error) {
 		switch {
 		case update && old == nil:

@@ -18,6 +18,7 @@ import (
 	"github.com/openfaas/faas-provider/types"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
 )
 
 // Engine is a container engine. Every method may be called at any time from any goroutine. Errors wrap
@@ -96,8 +97,10 @@ type Workloads interface {
 type Workload struct {
 	Ref backend.Ref
 	ID  string // a DNS label of at most 16 characters, unique among the function's workloads
-	// Model and Version say what the containers serve, and Image from what.
+	// Model and Version say what the containers serve, and Image from what. Where that has no model they fetch Bundle
+	// first; an engine whose Images give no bundles is never asked to.
 	Model, Version, Image string
+	Bundle                *deployment.Bundle
 	// Spec is the deployment: environment, secrets, limits, requests, constraints, labels, annotations,
 	// read-only root. It has passed the rules of package deployment.
 	Spec     types.FunctionDeployment

@@ -1,13 +1,27 @@
 package cluster
 
-import "context"
+import (
+	"context"
 
-// Image is a container image with a model in it.
+	"github.com/faas-predict/faas-predict/provider/backend/deployment"
+)
+
+// Image is a container image with a model in it, or one with a runtime that fetches a pushed bundle.
 type Image struct {
 	// Ref is what the engine is to run: the name with its digest where that is known.
 	Ref string
-	// Model and Version are what the image's labels say.
+	// Model and Version are what the image's labels say, or those of the bundle.
 	Model, Version string
+	// Bundle is what a container fetches before it serves; nil where the model is in the image. It cannot be deleted
+	// until Release is called, once; whoever stores a record that names it calls that afterwards.
+	Bundle  *deployment.Bundle
+	Release func() // nil without a bundle
+}
+
+func (i Image) release() {
+	if i.Release != nil {
+		i.Release()
+	}
 }
 
 // Labels of an image that say what is in it.

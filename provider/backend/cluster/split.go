@@ -119,11 +119,16 @@ func (b *Backend) Unload(ctx context.Context, model, version string) error {
 		}
 		return &record{Record: *next}, nil
 	}
-	// No function is changed when one refuses.
-	for _, f := range b.all() {
-		if _, err := forget(f.record.Load()); err != nil {
-			return err
+	refused := func() error {
+		for _, f := range b.all() {
+			if _, err := forget(f.record.Load()); err != nil {
+				return err
+			}
 		}
+		return nil
+	}
+	if err := refused(); err != nil { // and no function is changed
+		return err
 	}
 	for _, f := range b.all() {
 		if f.record.Load() == nil {
@@ -138,5 +143,5 @@ func (b *Backend) Unload(ctx context.Context, model, version string) error {
 			return err
 		}
 	}
-	return nil
+	return refused() // it may have been deployed while it drained
 }

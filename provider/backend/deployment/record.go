@@ -25,6 +25,18 @@ type Deployed struct {
 	// Workload names the containers. Each is "" while nobody has looked, or nothing is loaded.
 	Image    string `json:"image,omitempty"`
 	Workload string `json:"workload,omitempty"`
+	// Bundle is what containers of an Image without a model fetch; nil where the model is in the image.
+	Bundle *Bundle `json:"bundle,omitempty"`
+}
+
+// Bundle is the pushed bundle of a version, as far as whoever fetches it needs to know it.
+type Bundle struct {
+	CodeDigest         string `json:"code_digest"`
+	CoefficientsDigest string `json:"coefficients_digest"`
+	Files              int    `json:"files"`
+	Bytes              int64  `json:"bytes"` // of all files, unpacked
+	// Packages reports whether it asks for Python packages, which are installed where it runs.
+	Packages bool `json:"packages,omitempty"`
 }
 
 // Record is all that is kept of a function: from it the function is started again. A stored record

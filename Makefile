@@ -12,6 +12,8 @@ ENGINES := .cache/engines
 KUBERNETES := v1.34.4
 
 IMAGE_PREFIX := ghcr.io/faas-predict
+PYTHON_IMAGE := python:3.12-slim
+R_IMAGE := r-base:4.5.1
 
 .PHONY: help build images run test test-cluster engines unit lint bench experiments experiments-short clean setup
 
@@ -23,8 +25,12 @@ build: ## build fwatchdog, faas-predict and faas-auth into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-predict ./provider
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-auth ./auth
 
-images: build ## build fwatchdog's image, which the templates take the program from
+images: build ## build fwatchdog's image, which the templates take the program from, and those that pushed bundles run on
 	docker build -f watchdog/Dockerfile -t $(IMAGE_PREFIX)/fwatchdog:latest $(BIN)
+	docker build -f watchdog/runtime.Dockerfile --build-arg WATCHDOG_IMAGE=$(IMAGE_PREFIX)/fwatchdog:latest \
+	  --build-arg RUNTIME_IMAGE=$(PYTHON_IMAGE) -t $(IMAGE_PREFIX)/runtime-python3:latest $(BIN)
+	docker build -f watchdog/runtime.Dockerfile --build-arg WATCHDOG_IMAGE=$(IMAGE_PREFIX)/fwatchdog:latest \
+	  --build-arg RUNTIME_IMAGE=$(R_IMAGE) -t $(IMAGE_PREFIX)/runtime-r:latest $(BIN)
 
 setup:
 	@.ci/setup

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/moby/moby/client"
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,10 +16,12 @@ import (
 	"github.com/faas-predict/faas-predict/provider/backend/kubernetes"
 	"github.com/faas-predict/faas-predict/provider/backend/process"
 	"github.com/faas-predict/faas-predict/provider/backend/swarm"
+	"github.com/faas-predict/faas-predict/provider/bundle"
 	"github.com/faas-predict/faas-predict/provider/config"
 	"github.com/faas-predict/faas-predict/provider/image"
 	"github.com/faas-predict/faas-predict/provider/registry"
 	"github.com/faas-predict/faas-predict/watchdog/model"
+	"github.com/faas-predict/faas-predict/watchdog/packages"
 )
 
 // running is what serve needs of a backend.
@@ -40,7 +43,7 @@ func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models *
 		}
 		return openCluster(ctx, cfg, engine, engine)
 	case config.Kubernetes:
-		return openKubernetes(ctx, cfg)
+		return openKubernetes(ctx, cfg, models)
 	default:
 		docker, err := client.New(client.FromEnv) // connects when an image is asked for
 		if err != nil {
@@ -54,21 +57,33 @@ func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models *
 	}
 }
 
-func openKubernetes(ctx context.Context, cfg *config.Config) (running, error) {
+func openKubernetes(ctx context.Context, cfg *config.Config, models *registry.Registry) (running, error) {
 	connection, err := kubernetes.Connect()
 	if err != nil {
 		return nil, err
+	}
+	var bundles *kubernetes.Bundles
+	if cfg.ProviderURL != "" {
+		bundles = &kubernetes.Bundles{
+			URL: cfg.ProviderURL, CA: cfg.ProviderCA, Credential: models.Credential, Variables: packages.Sources(os.Environ()),
+		}
 	}
 	engine, err := kubernetes.Open(kubernetes.Options{
 		Config:     connection,
 		Namespaces: cfg.KubernetesNamespaces,
 		User:       cfg.KubernetesUser,
 		PullPolicy: corev1.PullPolicy(cfg.KubernetesPullPolicy),
+		Bundles:    bundles,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return openCluster(ctx, cfg, engine, kubernetes.Images{})
+	return openCluster(ctx, cfg, engine, bundle.Images{
+		Registry: models,
+		Others:   kubernetes.Images{},
+		Runtimes: map[string]string{model.RuntimePython: cfg.RuntimeImagePython, model.RuntimeR: cfg.RuntimeImageR},
+		Served:   bundles != nil,
+	})
 }
 
 func openCluster(ctx context.Context, cfg *config.Config, engine cluster.Engine, images cluster.Images) (running, error) {

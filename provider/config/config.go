@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -81,6 +82,10 @@ type Config struct {
 	KubernetesNamespaces []string
 	KubernetesUser       *int64 // nil = the image's, or the platform's
 	KubernetesPullPolicy string // "" = Kubernetes' rule
+	ProviderURL          string // "" = pods cannot fetch pushed bundles
+	ProviderCA           string // "" = the system's certificates
+	RuntimeImagePython   string
+	RuntimeImageR        string
 	Async                async.Settings
 
 	ScaleFromZeroTimeout time.Duration // 0 = no call waits
@@ -150,6 +155,30 @@ var Settings = []Setting{
 	}},
 	{"kubernetes_pull_policy", "", "When nodes pull functions' images: Always, IfNotPresent or Never. Default: Kubernetes' own rule.", func(c *Config, v string) error {
 		return setting.OneOf(&c.KubernetesPullPolicy, v, "", "Always", "IfNotPresent", "Never")
+	}},
+	{"provider_url", "", "With backend kubernetes: URL at which pods reach this provider, to fetch the pushed bundles that they serve. Default: functions are container images alone.", func(c *Config, v string) error {
+		if v == "" {
+			c.ProviderURL = ""
+			return nil
+		}
+		u, err := url.Parse(v)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			return fmt.Errorf("want http:// or https://, a host, and no user, query or fragment")
+		}
+		c.ProviderURL = strings.TrimRight(v, "/")
+		return nil
+	}},
+	{"provider_ca", "", "File with the authorities (PEM) that pods check the certificate of provider_url with. Default: those of their images.", func(c *Config, v string) error {
+		c.ProviderCA = v
+		return nil
+	}},
+	{"runtime_image_python3", "ghcr.io/faas-predict/runtime-python3:latest", "Image that pushed bundles in Python run on: fwatchdog, a python3 with venv, and no model.", func(c *Config, v string) error {
+		c.RuntimeImagePython = v
+		return nil
+	}},
+	{"runtime_image_r", "ghcr.io/faas-predict/runtime-r:latest", "Image that pushed bundles in R run on: fwatchdog, Rscript, and the packages that bundles ask for.", func(c *Config, v string) error {
+		c.RuntimeImageR = v
+		return nil
 	}},
 	{"fwatchdog_path", "", "The fwatchdog program. Default: beside this program, then on PATH.", func(c *Config, v string) error {
 		c.FwatchdogPath = v
@@ -407,6 +436,9 @@ func Read(lookup func(name string) string) (*Config, error) {
 	}
 	if c.AuthorityCA != "" && c.Authority == "" {
 		return nil, fmt.Errorf("setting authority_ca is for the certificate of authority, which is not set")
+	}
+	if c.ProviderCA != "" && !strings.HasPrefix(c.ProviderURL, "https://") {
+		return nil, fmt.Errorf("setting provider_ca is for the certificate of provider_url, which is not https")
 	}
 	if err := c.TLS.Check("tls_cert", "tls_key", "tls_client_ca"); err != nil {
 		return nil, err

@@ -197,6 +197,8 @@ func who(program, path string) string {
 	switch {
 	case onSocket && strings.Contains(socket, "sock"):
 		return "who may open the socket"
+	case strings.HasSuffix(path, "/versions/{version}/bundle"):
+		return "administrators, pods of the version"
 	case strings.HasPrefix(path, "/system"):
 		return "administrators"
 	case strings.HasPrefix(path, "/function/"), program == "fwatchdog" && path == "/":

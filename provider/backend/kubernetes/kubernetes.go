@@ -48,6 +48,8 @@ type Options struct {
 	User *int64
 	// PullPolicy says when nodes pull images; "" is Kubernetes' own rule.
 	PullPolicy corev1.PullPolicy
+	// Bundles is where pods get pushed bundles; nil: functions are images alone.
+	Bundles *Bundles
 }
 
 // Engine implements cluster.Engine.

@@ -40,6 +40,7 @@ type manifest struct {
 	deployment *appsv1.Deployment
 	service    *corev1.Service
 	budget     *policyv1.PodDisruptionBudget
+	secret     *corev1.Secret // nil without a bundle to fetch
 }
 
 func (e *Engine) manifest(w cluster.Workload) (manifest, error) {
@@ -97,6 +98,11 @@ func (e *Engine) manifest(w cluster.Workload) (manifest, error) {
 				UnhealthyPodEvictionPolicy: &always,
 			},
 		},
+	}
+	if w.Bundle != nil {
+		if m.secret, err = e.bundleSecret(w, *object.DeepCopy()); err != nil {
+			return manifest{}, err
+		}
 	}
 	m.deployment.Annotations = map[string]string{leaseAnnotation: strconv.FormatInt(w.Lease, 10)}
 	m.deployment.Labels[versionLabel] = versionValue(w.Version)
@@ -175,6 +181,12 @@ func (e *Engine) pod(w cluster.Workload) (corev1.PodSpec, error) {
 		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: "secrets", MountPath: secretsDir, ReadOnly: true})
 	}
 	pod.Containers = []corev1.Container{container}
+	if w.Bundle != nil {
+		if e.Bundles == nil {
+			return pod, fmt.Errorf("%w version %s of %s: it is a pushed bundle, and provider_url is not set any more", backend.ErrInvalid, w.Version, w.Model)
+		}
+		e.serveBundle(&pod, w)
+	}
 	return pod, nil
 }
 

@@ -44,6 +44,13 @@ func (e *Engine) Apply(ctx context.Context, w cluster.Workload) error {
 		return fmt.Errorf("deployment %s: %w", m.deployment.Name, translate(err))
 	}
 	owner := ownedBy("apps/v1", "Deployment", made)
+	if m.secret != nil { // first: pods wait for it
+		m.secret.OwnerReferences = owner
+		_, err = e.client.CoreV1().Secrets(w.Ref.Namespace).Create(ctx, m.secret, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("workload %s: %w", m.deployment.Name, translate(err))
+		}
+	}
 	m.service.OwnerReferences, m.budget.OwnerReferences = owner, owner
 	_, err = e.client.CoreV1().Services(w.Ref.Namespace).Create(ctx, m.service, metav1.CreateOptions{})
 	if err == nil || apierrors.IsAlreadyExists(err) {
@@ -65,7 +72,7 @@ func (e *Engine) Scale(ctx context.Context, ref backend.Ref, id string, replicas
 	return nil
 }
 
-// Remove implements cluster.Workloads. The Service and the budget belong to the Deployment; they are named here for a
+// Remove implements cluster.Workloads. What else there is belongs to the Deployment; it is named here for a
 // workload that was never made as a whole.
 func (e *Engine) Remove(ctx context.Context, ref backend.Ref, id string) error {
 	name := objectName(ref, id)
@@ -76,6 +83,7 @@ func (e *Engine) Remove(ctx context.Context, ref backend.Ref, id string) error {
 		"deployment": e.client.AppsV1().Deployments(ref.Namespace).Delete(ctx, name, options),
 		"service":    e.client.CoreV1().Services(ref.Namespace).Delete(ctx, name, options),
 		"budget":     e.client.PolicyV1().PodDisruptionBudgets(ref.Namespace).Delete(ctx, name, options),
+		"secret":     e.client.CoreV1().Secrets(ref.Namespace).Delete(ctx, name, options),
 	} {
 		if err != nil && !apierrors.IsNotFound(err) {
 			all = errors.Join(all, fmt.Errorf("remove %s %s: %w", what, name, translate(err)))

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/moby/moby/client"
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,20 +43,46 @@ func openBackend(ctx context.Context, cfg *config.Config, db *bbolt.DB, models *
 		if err != nil {
 			return nil, err
 		}
-		return openCluster(ctx, cfg, engine, engine)
+		images, err := dockerImages()
+		if err != nil {
+			return nil, err
+		}
+		if images.Scratch, err = scratch(cfg); err != nil {
+			return nil, err
+		}
+		return openCluster(ctx, cfg, engine, images)
 	case config.Kubernetes:
 		return openKubernetes(ctx, cfg, models)
 	default:
-		docker, err := client.New(client.FromEnv) // connects when an image is asked for
+		images, err := dockerImages()
 		if err != nil {
-			return nil, fmt.Errorf("read the settings of the Docker engine: %w", err)
+			return nil, err
 		}
-		return process.Open(ctx, cfg, db, image.Models{
-			Registry:   models,
-			Registries: image.Registries{Plain: cfg.PlainRegistries, MaxBytes: cfg.MaxImageBytes, Limits: model.DefaultLimits},
-			Engine:     image.Engine{Docker: docker, Limits: model.DefaultLimits},
-		})
+		return process.Open(ctx, cfg, db, image.Models{Registry: models, Registries: registries(cfg), Engine: images})
 	}
+}
+
+// registries are where images are pulled from, as this program reads them.
+func registries(cfg *config.Config) image.Registries {
+	return image.Registries{Plain: cfg.PlainRegistries, MaxBytes: cfg.MaxImageBytes, Limits: model.DefaultLimits}
+}
+
+// dockerImages are those of the engine that the environment names. It is connected to when an image is asked for.
+func dockerImages() (image.Engine, error) {
+	docker, err := client.New(client.FromEnv)
+	if err != nil {
+		return image.Engine{}, fmt.Errorf("read the settings of the Docker engine: %w", err)
+	}
+	return image.Engine{Docker: docker, Limits: model.DefaultLimits}, nil
+}
+
+// scratch is a folder for bundles of images that are looked at, without those of a provider that was killed meanwhile.
+func scratch(cfg *config.Config) (string, error) {
+	dir := filepath.Join(cfg.DataDir, "images")
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
+		return "", fmt.Errorf("make a folder for images' bundles: %w", err)
+	}
+	return dir, nil
 }
 
 func openKubernetes(ctx context.Context, cfg *config.Config, models *registry.Registry) (running, error) {
@@ -78,9 +106,13 @@ func openKubernetes(ctx context.Context, cfg *config.Config, models *registry.Re
 	if err != nil {
 		return nil, err
 	}
+	images := registries(cfg)
+	if images.Scratch, err = scratch(cfg); err != nil {
+		return nil, err
+	}
 	return openCluster(ctx, cfg, engine, bundle.Images{
 		Registry: models,
-		Others:   kubernetes.Images{},
+		Others:   images,
 		Runtimes: map[string]string{model.RuntimePython: cfg.RuntimeImagePython, model.RuntimeR: cfg.RuntimeImageR},
 		Served:   bundles != nil,
 	})

@@ -248,7 +248,7 @@ var Settings = []Setting{
 		c.MaxModelBytes = n
 		return nil
 	}},
-	{"max_image_bytes", "34359738368", "With backend process: most bytes, unpacked, that are read of a container image to find its model.", func(c *Config, v string) error {
+	{"max_image_bytes", "34359738368", "With backends process and kubernetes: most bytes, unpacked, that are read of a container image to find its model.", func(c *Config, v string) error {
 		n, err := strconv.ParseInt(v, 10, 64)
 		if err != nil || n < 1 {
 			return fmt.Errorf("is %q, want a positive number of bytes", v)
@@ -256,7 +256,7 @@ var Settings = []Setting{
 		c.MaxImageBytes = n
 		return nil
 	}},
-	{"plain_registries", "", "With backend process: registries of container images, HOST or HOST:PORT with commas between them, that may be talked to without TLS. Loopback addresses always may.", func(c *Config, v string) (err error) {
+	{"plain_registries", "", "With backends process and kubernetes: registries of container images, HOST or HOST:PORT with commas between them, that may be talked to without TLS. Loopback addresses always may.", func(c *Config, v string) (err error) {
 		c.PlainRegistries, err = hosts(v)
 		return err
 	}},

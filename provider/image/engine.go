@@ -16,6 +16,8 @@ import (
 type Engine struct {
 	Docker *client.Client
 	Limits model.Limits // of the bundle
+	// Scratch is the folder in which Inspect unpacks bundles of images without labels; "" is the system's.
+	Scratch string
 }
 
 // find gives ok = false when the engine has no such image, or there is no engine.
@@ -26,6 +28,10 @@ func (e Engine) find(ctx context.Context, ref string) (found image, ok bool, err
 	}
 	if err != nil {
 		return image{}, false, fmt.Errorf("look at image %.200q: %w", ref, err)
+	}
+	found.pinned = ref
+	if len(inspected.RepoDigests) > 0 {
+		found.pinned = inspected.RepoDigests[0]
 	}
 	if inspected.Config != nil {
 		found.labels = inspected.Config.Labels

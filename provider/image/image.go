@@ -1,5 +1,6 @@
-// Package image takes models out of container images that were built from the project's templates, so that a backend
-// without containers runs them too: from a registry, or from a Docker engine's store.
+// Package image reads container images that were built from the project's templates, in a registry or in a Docker
+// engine's store: which version of which model one holds, for backends whose engines run it, and the model itself, for
+// the backend that has no containers.
 //
 // An image is untrusted until its bundle has passed the rules that a pushed zip has to pass, and has the digests that
 // the image's labels claim. Nothing here runs anything of an image.
@@ -12,6 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/provider/traffic"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
@@ -39,13 +41,14 @@ func Labels(modelName, runtime string, v model.Version) map[string]string {
 }
 
 // labelled is the version that the labels claim. ok is false where they claim none, as on an image that nobody
-// labelled, whose version is known once its bundle has been read.
+// labelled, whose version is known once its bundle has been read. A title and a version without the rest claim none
+// either: images inherit those of their base, which mean something else.
 func labelled(labels map[string]string) (v model.Version, ok bool) {
 	v = model.Version{
 		ID: labels[VersionLabel], Code: labels[CodeLabel], Coefficients: labels[CoefficientsLabel],
 		CodeDigest: labels[CodeDigestLabel], CoefficientsDigest: labels[CoefficientsDigestLabel],
 	}
-	return v, model.ValidSHA256(v.CodeDigest) && model.ValidSHA256(v.CoefficientsDigest)
+	return v, model.ValidSHA256(v.CodeDigest) && model.ValidSHA256(v.CoefficientsDigest) && traffic.All(v.ID).Check() == nil
 }
 
 // InRegistry reports whether an image's name starts with a registry's host, as docker reads names.
@@ -54,10 +57,10 @@ func InRegistry(image string) bool {
 	return found && (strings.ContainsAny(host, ".:") || host == "localhost")
 }
 
-// Name is the name that an image's model has: the label's, or else the last part of the image's name.
+// Name is the name that an image's model has: the label's beside a version, or else the last part of the image's name.
 func Name(image string, labels map[string]string) (string, error) {
 	modelName := labels[ModelLabel]
-	if modelName == "" {
+	if _, ok := labelled(labels); !ok || modelName == "" {
 		ref, err := name.ParseReference(image)
 		if err != nil {
 			return "", fmt.Errorf("%w image: %w", backend.ErrInvalid, err)

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/registry"
-	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
 const goarch = runtime.GOARCH
@@ -83,15 +81,9 @@ func (m Models) store(ctx context.Context, ref string, found image) (backend.Mod
 		}
 	}
 	stored, _, err := m.PushImage(ctx, modelName, ref, func(dir string) error {
-		if err := found.extract(ctx, dir); err != nil {
-			return err
-		}
-		if entries, err := os.ReadDir(dir); err != nil || len(entries) == 0 {
-			return errors.Join(err, fmt.Errorf("%w image %.200q: it has no model in /%s; build it from a template of faas-predict", backend.ErrInvalid, ref, Folder))
-		}
-		bundle, err := model.Open(dir)
+		bundle, err := found.bundle(ctx, ref, dir)
 		if err != nil {
-			return fmt.Errorf("image %.200q: %w", ref, err)
+			return err
 		}
 		if known && !same(bundle.Version, claimed) {
 			return fmt.Errorf("%w image %.200q: its labels say version %.100q, but it holds another (%s); build it with the labels of what is in it: faas-predict labels", backend.ErrInvalid, ref, claimed.ID, bundle.Version.ID)

@@ -173,7 +173,7 @@ func open(t *testing.T) Models {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Models{Registry: r, Registries: Registries{MaxBytes: 8 << 20, Limits: limits}, Engine: Engine{docker, limits}}
+	return Models{Registry: r, Registries: Registries{MaxBytes: 8 << 20, Limits: limits}, Engine: Engine{Docker: docker, Limits: limits}}
 }
 
 func contents(t *testing.T, dir string) map[string]string {

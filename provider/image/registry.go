@@ -29,6 +29,8 @@ type Registries struct {
 	// MaxBytes is how much of an image is unpacked at most while its bundle is looked for.
 	MaxBytes int64
 	Limits   model.Limits // of the bundle
+	// Scratch is the folder in which Inspect unpacks bundles of images without labels; "" is the system's.
+	Scratch string
 }
 
 // maxConfigBytes bounds an image's configuration, which is read into memory. Those of large images have some
@@ -37,6 +39,7 @@ const maxConfigBytes = 4 << 20
 
 // image is one that was found.
 type image struct {
+	pinned string // its name with the digest that it has now, where that is known
 	labels map[string]string
 	// extract writes the bundle into the empty folder.
 	extract func(ctx context.Context, dir string) error
@@ -53,9 +56,13 @@ func (r Registries) find(ctx context.Context, named string) (image, error) {
 			return image{}, fmt.Errorf("%w image: %w", backend.ErrInvalid, err)
 		}
 	}
-	found, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
+	described, err := remote.Get(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
 		remote.WithTransport(guarded{remote.DefaultTransport, r.Plain}),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: goarch}))
+	if err != nil {
+		return image{}, unread(ref, err)
+	}
+	found, err := forPlatform(described)
 	if err != nil {
 		return image{}, unread(ref, err)
 	}
@@ -70,12 +77,40 @@ func (r Registries) find(ctx context.Context, named string) (image, error) {
 	if err != nil {
 		return image{}, unread(ref, err)
 	}
-	return image{labels: config.Config.Labels, extract: func(ctx context.Context, dir string) error {
-		if err := r.extract(ctx, found, config.Config.Labels, dir); err != nil {
-			return unread(ref, err)
+	return image{
+		// Not the digest of one platform's image, where there are several: nodes may differ.
+		pinned: ref.Context().Digest(described.Digest.String()).String(),
+		labels: config.Config.Labels,
+		extract: func(ctx context.Context, dir string) error {
+			if err := r.extract(ctx, found, config.Config.Labels, dir); err != nil {
+				return unread(ref, err)
+			}
+			return nil
+		},
+	}, nil
+}
+
+// forPlatform is the image for this machine where there are several, or else the first for Linux: a bundle is in all of
+// them, and the nodes that run them may be other machines than this one.
+func forPlatform(described *remote.Descriptor) (v1.Image, error) {
+	found, err := described.Image()
+	if err == nil || !described.MediaType.IsIndex() {
+		return found, err
+	}
+	index, indexErr := described.ImageIndex()
+	if indexErr != nil {
+		return nil, indexErr
+	}
+	manifest, indexErr := index.IndexManifest()
+	if indexErr != nil {
+		return nil, indexErr
+	}
+	for _, m := range manifest.Manifests {
+		if m.Platform != nil && m.Platform.OS == "linux" {
+			return index.Image(m.Digest)
 		}
-		return nil
-	}}, nil
+	}
+	return nil, err
 }
 
 // unread says what is to be done about an image that could not be read.

@@ -10,7 +10,7 @@ import (
 type Image struct {
 	// Ref is what the engine is to run: the name with its digest where that is known.
 	Ref string
-	// Model and Version are what the image's labels say, or those of the bundle.
+	// Model and Version are what is in it, or those of the bundle.
 	Model, Version string
 	// Bundle is what a container fetches before it serves; nil where the model is in the image. It cannot be deleted
 	// until Release is called, once; whoever stores a record that names it calls that afterwards.
@@ -24,15 +24,9 @@ func (i Image) release() {
 	}
 }
 
-// Labels of an image that say what is in it.
-const (
-	ModelLabel   = "org.opencontainers.image.title"
-	VersionLabel = "org.opencontainers.image.version"
-)
-
 // Images reads what is in an image.
 type Images interface {
-	// Inspect finds an image in the engine or its registry. One that is not found, or that carries no
-	// version, gives backend.ErrInvalid with a sentence that says what to do.
+	// Inspect finds an image in the engine or its registry. One that is not found, or that holds no model, gives
+	// backend.ErrInvalid with a sentence that says what to do.
 	Inspect(ctx context.Context, image string) (Image, error)
 }

@@ -17,6 +17,8 @@ import (
 	sdk "github.com/openfaas/go-sdk"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	// In an image with nothing but the program, no registry, issuer or caller would be believed.
+	_ "golang.org/x/crypto/x509roots/fallback"
 
 	"github.com/faas-predict/faas-predict/auth/build"
 	"github.com/faas-predict/faas-predict/auth/certificate"

@@ -25,7 +25,8 @@ build: ## build fwatchdog, faas-predict and faas-auth into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-predict ./provider
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/faas-auth ./auth
 
-images: build ## build fwatchdog's image, which the templates take the program from, and those that pushed bundles run on
+images: build ## build the images of the provider, of fwatchdog, which templates take it from, and of pushed bundles' runtimes
+	docker build -f provider/Dockerfile -t $(IMAGE_PREFIX)/faas-predict:latest $(BIN)
 	docker build -f watchdog/Dockerfile -t $(IMAGE_PREFIX)/fwatchdog:latest $(BIN)
 	docker build -f watchdog/runtime.Dockerfile --build-arg WATCHDOG_IMAGE=$(IMAGE_PREFIX)/fwatchdog:latest \
 	  --build-arg RUNTIME_IMAGE=$(PYTHON_IMAGE) -t $(IMAGE_PREFIX)/runtime-python3:latest $(BIN)

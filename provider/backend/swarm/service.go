@@ -18,6 +18,7 @@ import (
 	"github.com/faas-predict/faas-predict/provider/backend"
 	"github.com/faas-predict/faas-predict/provider/backend/cluster"
 	"github.com/faas-predict/faas-predict/provider/backend/deployment"
+	"github.com/faas-predict/faas-predict/provider/image"
 )
 
 // functionPort is where fwatchdog serves in a container.
@@ -37,7 +38,13 @@ func (e *Engine) Apply(ctx context.Context, w cluster.Workload) error {
 	if err != nil {
 		return err
 	}
-	_, err = e.docker.ServiceCreate(ctx, client.ServiceCreateOptions{Spec: spec, QueryRegistry: strings.Contains(w.Image, "@")})
+	login, err := image.Login(w.Image) // for the nodes, which pull it; changes of the service keep it
+	if err != nil {
+		return err
+	}
+	_, err = e.docker.ServiceCreate(ctx, client.ServiceCreateOptions{
+		Spec: spec, QueryRegistry: strings.Contains(w.Image, "@"), EncodedRegistryAuth: login,
+	})
 	if isTaken(err) {
 		return e.Scale(ctx, w.Ref, w.ID, w.Replicas)
 	}

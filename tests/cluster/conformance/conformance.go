@@ -23,7 +23,8 @@ import (
 
 // Harness is a provider with a backend, and what can be done to them.
 type Harness interface {
-	// URL is where the provider serves, and Password is its admin's. Both may change when it comes back.
+	// URL is where the provider serves, and Password is its admin's. Both may change when it comes back, while
+	// calls ask for them.
 	URL() string
 	Password() string
 	// Image makes what image: names out of a bundle's files, main.py and model.yml among them, which is
@@ -35,9 +36,9 @@ type Harness interface {
 	StartProvider(t *testing.T)
 	// KillContainer kills one container of a function, or its watchdog, without a word.
 	KillContainer(t *testing.T, function string)
-	// RestartAgent restarts what starts containers on a node, and returns when it works again, or false at
-	// once where there is no such thing.
-	RestartAgent(t *testing.T) bool
+	// RestartAgent restarts what starts containers on a node, and returns when it works again, or at once where there
+	// is no such thing. endsAll is that containers end with it, the provider's among them.
+	RestartAgent(t *testing.T) (endsAll bool)
 	// Left lists what there is of functions, secrets and namespaces outside the provider, by names that say
 	// what it is: the engine's objects, processes, files.
 	Left(t *testing.T) []string
@@ -112,12 +113,16 @@ func Run(t *testing.T, h Harness) {
 func (s *suite) image(t *testing.T, version string) string {
 	t.Helper()
 	if s.images[version] == "" {
-		s.images[version] = s.Image(t, function, version, map[string]string{
-			"main.py":   fmt.Sprintf(main, version, version),
-			"model.yml": fmt.Sprintf("name: %s\ncode_version: \"1.%s\"\ncoefficients_version: \"1\"\n", function, version),
-		})
+		s.images[version] = s.Image(t, function, version, bundle(version))
 	}
 	return s.images[version]
+}
+
+func bundle(version string) map[string]string {
+	return map[string]string{
+		"main.py":   fmt.Sprintf(main, version, version),
+		"model.yml": fmt.Sprintf("name: %s\ncode_version: \"1.%s\"\ncoefficients_version: \"1\"\n", function, version),
+	}
 }
 
 // id is the version as the provider names it.
@@ -155,6 +160,9 @@ func (s *suite) update(t *testing.T, spec types.FunctionDeployment) {
 	}
 }
 
+// caller gives up on an answer that nobody is left to give, as when an engine takes a provider's network away.
+var caller = http.Client{Timeout: 30 * time.Second}
+
 // call returns the answer's status, or 0 and the error, with the version that answered. header is a name and
 // a value, or nothing.
 func (s *suite) call(ctx context.Context, body string, header ...string) (status int, said, version string) {
@@ -165,7 +173,7 @@ func (s *suite) call(ctx context.Context, body string, header ...string) (status
 	if len(header) == 2 {
 		r.Header.Set(header[0], header[1])
 	}
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := caller.Do(r)
 	if err != nil {
 		return 0, err.Error(), ""
 	}
@@ -230,6 +238,9 @@ func (s *suite) startLoad(t *testing.T) *load {
 					l.lost = append(l.lost, fmt.Sprintf("%s: %d %s", time.Now().Format("05.000"), status, said))
 				}
 				l.mu.Unlock()
+				if status == 0 { // nobody is there
+					time.Sleep(20 * time.Millisecond)
+				}
 			}
 		})
 	}

@@ -30,47 +30,72 @@ func (s *suite) back(t *testing.T, want, version string) {
 	t.Logf("back after %s", time.Since(began).Round(time.Millisecond))
 }
 
-func (s *suite) crashOfAWorker(t *testing.T) {
-	status, said, _ := s.call(t.Context(), "crash")
-	if status != http.StatusBadGateway || !strings.Contains(said, "exit code 3") {
-		t.Errorf("the call that ends its worker: %d %s, want 502", status, said)
+// under counts what is lost of the calls that go on while a fault lasts, and holds every loss to be one that a caller is
+// told of: 502, the call may have run; 503, it has not; or no connection, where the fault takes the provider itself.
+func (s *suite) under(t *testing.T, fault string, taken bool, lasts func()) (lost int) {
+	t.Helper()
+	l := s.startLoad(t)
+	time.Sleep(time.Second)
+	lasts()
+	l.stop()
+	for _, lost := range l.lost {
+		told := strings.Contains(lost, ": 502 ") || strings.Contains(lost, ": 503 ") || taken && strings.Contains(lost, ": 0 ")
+		if !told {
+			t.Errorf("%s: a call was lost otherwise than told: %s", fault, lost)
+			break
+		}
 	}
-	// Only that call: the next one finds a worker.
-	s.wantCall(t, "x", "version 2: x", "2")
+	t.Logf("%s: %d calls, %d lost", fault, l.calls, len(l.lost))
+	if len(l.lost) > 0 {
+		t.Logf("first and last:\n%.300s\n%.300s", l.lost[0], l.lost[len(l.lost)-1])
+	}
+	return len(l.lost)
+}
+
+// crashOfAWorker loses the call that ended the worker, and none of those beside it.
+func (s *suite) crashOfAWorker(t *testing.T) {
+	l := s.startLoad(t)
+	const crashes = 5
+	for range crashes {
+		status, said, _ := s.call(t.Context(), "crash")
+		if status != http.StatusBadGateway || !strings.Contains(said, "exit code 3") {
+			t.Errorf("the call that ends its worker: %d %s, want 502", status, said)
+		}
+		s.wantCall(t, "x", "version 2: x", "2")
+	}
+	t.Logf("worker ended by its call: %d calls, %d lost", crashes, crashes)
+	l.end(t)
 }
 
 // crashOfAContainer may lose the calls that were in the container, and those of the time in which there is no
 // other one.
 func (s *suite) crashOfAContainer(t *testing.T) {
 	s.scaleTo(t, 2)
-	l := s.startLoad(t)
-	time.Sleep(time.Second)
-	s.KillContainer(t, function)
-	s.back(t, "version 2: x", "2")
-	eventually(t, "both replicas are there again", func() bool {
-		got, err := s.client(t).GetFunction(t.Context(), function, "")
-		must(t, err)
-		return got.AvailableReplicas == 2
+	s.under(t, "container killed", false, func() {
+		s.KillContainer(t, function)
+		s.back(t, "version 2: x", "2")
+		eventually(t, "both replicas are there again", func() bool {
+			got, err := s.client(t).GetFunction(t.Context(), function, "")
+			must(t, err)
+			return got.AvailableReplicas == 2
+		})
 	})
-	l.stop()
-	for _, lost := range l.lost {
-		if !strings.Contains(lost, ": 502 ") && !strings.Contains(lost, ": 503 ") {
-			t.Errorf("a call was lost otherwise than told: %s", lost)
-		}
-	}
-	t.Logf("%d calls, %d lost", l.calls, len(l.lost))
 	s.scaleTo(t, 1)
 }
 
+// providerKilled loses the calls that the provider had and those until it serves again: where one provider is all there
+// is. Nothing that it was told is lost.
 func (s *suite) providerKilled(t *testing.T) {
 	wanted := splitBody{Split: []target{{id("1"), 30}, {id("2"), 70}}}
 	if status := s.api(t, http.MethodPut, "/system/models/"+function+"/traffic", wanted, nil); status != http.StatusOK {
 		t.Fatalf("split: %d", status)
 	}
 	s.scaleTo(t, 2)
-	s.KillProvider(t)
-	s.StartProvider(t)
-	s.same(t, wanted, 2)
+	s.under(t, "provider killed", true, func() {
+		s.KillProvider(t)
+		s.StartProvider(t)
+		s.same(t, wanted, 2)
+	})
 	s.scaleTo(t, 1)
 }
 
@@ -96,12 +121,16 @@ func (s *suite) same(t *testing.T, wanted splitBody, replicas uint64) {
 	}
 }
 
+// agentRestarted loses nothing, but where everything ends with the agent.
 func (s *suite) agentRestarted(t *testing.T) {
-	if !s.RestartAgent(t) {
-		t.Log("this backend has none")
-		return
+	endsAll := false
+	lost := s.under(t, "node agent restarted", true, func() {
+		endsAll = s.RestartAgent(t)
+		s.same(t, splitBody{Split: []target{{id("1"), 30}, {id("2"), 70}}}, 1)
+	})
+	if lost > 0 && !endsAll {
+		t.Errorf("%d calls were lost, though the containers went on", lost)
 	}
-	s.same(t, splitBody{Split: []target{{id("1"), 30}, {id("2"), 70}}}, 1)
 }
 
 func (s *suite) deleteLeavesNothing(t *testing.T, before []string) {
@@ -115,6 +144,12 @@ func (s *suite) deleteLeavesNothing(t *testing.T, before []string) {
 	if len(all) > 0 {
 		t.Errorf("there are still functions: %v", all)
 	}
+	s.nothingLeft(t, before)
+}
+
+// nothingLeft waits until the engine has no more than before.
+func (s *suite) nothingLeft(t *testing.T, before []string) {
+	t.Helper()
 	var left []string
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if left = slices.DeleteFunc(s.Left(t), func(name string) bool { return slices.Contains(before, name) }); len(left) == 0 {

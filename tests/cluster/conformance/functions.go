@@ -148,8 +148,12 @@ func (s *suite) scale(t *testing.T) {
 	s.scaleTo(t, 5)
 	s.scaleTo(t, 1)
 	time.Sleep(5 * time.Second) // four containers leave
+	s.scaleTo(t, 5)
 	l.end(t)
 	s.scaleTo(t, 0)
+	if status, said, _ := s.call(t.Context(), "x"); status != http.StatusServiceUnavailable {
+		t.Errorf("a call of a function at zero: %d %s, want 503", status, said)
+	}
 	s.scaleTo(t, 1)
 	s.wantCall(t, "x", "version 2: x", "2")
 }

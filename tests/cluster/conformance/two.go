@@ -2,11 +2,15 @@ package conformance
 
 import (
 	"context"
+	"fmt"
 	"net/http"
-	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/openfaas/faas-provider/types"
 )
 
 // TwoProviders holds two providers of one engine to one mind: what one is told the other does, and no call
@@ -41,31 +45,55 @@ func TwoProviders(t *testing.T, h Harness, second string) {
 			}
 		})
 	}
-	spec := a.spec(t, "3")
-	all.Go(func() {
-		if status, err := a.client(t).Update(context.WithoutCancel(t.Context()), spec); err != nil || status != http.StatusOK {
+	deploy := func(s *suite, spec types.FunctionDeployment) {
+		if status, err := s.client(t).Update(context.WithoutCancel(t.Context()), spec); err != nil || status != http.StatusOK {
 			t.Errorf("update: %d %v", status, err)
 		}
-	})
+	}
+	spec := a.spec(t, "3")
+	all.Go(func() { deploy(a, spec) })
 	all.Wait()
-	a.scaleTo(t, 3)
-	b.scaleTo(t, 1)
+	// Both deploy at once, over and over, and both scale.
+	for i, s := range []*suite{a, b} {
+		spec := a.spec(t, strconv.Itoa(1+i))
+		all.Go(func() {
+			for range 3 {
+				deploy(s, spec)
+			}
+		})
+		all.Go(func() {
+			for n := range uint64(3) {
+				if err := s.client(t).ScaleFunction(context.WithoutCancel(t.Context()), function, "", n+1); err != nil {
+					t.Errorf("scale: %v", err)
+				}
+			}
+		})
+	}
+	all.Wait()
 	time.Sleep(5 * time.Second) // containers leave
 	for _, l := range loads {
 		l.end(t)
 	}
-	var x, y splitBody
-	a.api(t, http.MethodGet, "/system/models/"+function+"/traffic", nil, &x)
-	b.api(t, http.MethodGet, "/system/models/"+function+"/traffic", nil, &y)
-	if len(x.Split) == 0 || !slices.Equal(x.Split, y.Split) {
-		t.Errorf("one says %v, the other %v", x.Split, y.Split)
-	}
+	eventually(t, "both say the same", func() bool {
+		x, y := a.standing(t), b.standing(t)
+		return x == y && strings.HasSuffix(x, "3 of 3")
+	})
 	must(t, b.client(t).DeleteFunction(t.Context(), function, ""))
 	eventually(t, "the first has forgotten it", func() bool {
 		status, _, _ := a.call(t.Context(), "x")
 		return status == http.StatusNotFound
 	})
 	eventually(t, "nothing is left", func() bool { return len(h.Left(t)) == 0 })
+}
+
+// standing is what a provider says of the function.
+func (s *suite) standing(t *testing.T) string {
+	t.Helper()
+	var split splitBody
+	s.api(t, http.MethodGet, "/system/models/"+function+"/traffic", nil, &split)
+	got, err := s.client(t).GetFunction(t.Context(), function, "")
+	must(t, err)
+	return fmt.Sprintf("%v %s %d of %d", split.Split, got.Image, got.AvailableReplicas, got.Replicas)
 }
 
 // elsewhere is a harness whose provider is another one.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 )
 
 // Base is an image that the templates' Dockerfiles can start from: Debian with a language.
@@ -30,14 +31,22 @@ var (
 func (b Base) Argument() string { return b.argument + "=" + b.Name }
 
 // Archive returns the base's root file system as a tar in cache, which is made the first time: that takes half a
-// minute to a minute.
+// minute to a minute. Tests that run at once make one.
 func (b Base) Archive(ctx context.Context, cache string) (string, error) {
-	file := filepath.Join(cache, strings.NewReplacer("/", "-", ":", "-").Replace(b.Name)+".tar")
-	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
-		return file, err
-	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
+	}
+	file := filepath.Join(cache, strings.NewReplacer("/", "-", ":", "-").Replace(b.Name)+".tar")
+	lock, err := os.Create(file + ".lock")
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", fmt.Errorf("wait for %s: %w", file, err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		return file, err
 	}
 	root, err := os.MkdirTemp(cache, "root-")
 	if err != nil {
@@ -52,7 +61,7 @@ func (b Base) Archive(ctx context.Context, cache string) (string, error) {
 PATH=$PATH:/usr/sbin:/sbin
 debootstrap --variant=minbase --include="$3" bookworm "$1" "$4" >"$2.log" 2>&1 || { tail -20 "$2.log"; exit 1; }
 rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
-tar -C "$1" -cf "$2.part" .
+tar -C "$1" --exclude=./usr/share/doc --exclude=./usr/share/locale --exclude=./usr/share/man -cf "$2.part" .
 mv "$2.part" "$2"; rm "$2.log"`
 	if out, err := exec.CommandContext(ctx, "sh", "-c", script, "bootstrap", root, file, b.packages, mirror).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("make %s with debootstrap: %w: %s", b.Name, err, out)

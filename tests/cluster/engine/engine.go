@@ -116,10 +116,16 @@ func (e *Engine) lastLog() string {
 	return string(raw[max(0, len(raw)-4000):])
 }
 
-// Command is the docker client's, for this engine. Builds are the classic builder's, which every engine has.
+// Environ is the environment of a program whose docker is this engine, with nobody's credentials. Builds are the classic
+// builder's, which every engine has.
+func (e *Engine) Environ() []string {
+	return append(os.Environ(), "DOCKER_HOST="+e.Host, "DOCKER_CONFIG="+e.dir, "DOCKER_BUILDKIT=0")
+}
+
+// Command is the docker client's, for this engine.
 func (e *Engine) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "docker", args...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host, "DOCKER_BUILDKIT=0")
+	cmd.Env = e.Environ()
 	return cmd
 }
 

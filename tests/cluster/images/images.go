@@ -15,22 +15,21 @@ import (
 )
 
 // Watchdog is the name of fwatchdog's image in the engine.
-const Watchdog = "local/fwatchdog:test"
+const Watchdog = "local/fwatchdog:latest"
 
-// MakeWatchdog builds fwatchdog of the project in root and its image.
+// MakeWatchdog builds the programs' images of the project in root, as users do.
 func MakeWatchdog(ctx context.Context, e *engine.Engine, root string) error {
-	dir, err := os.MkdirTemp("", "fwatchdog-")
+	dir, err := os.MkdirTemp("", "programs-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "fwatchdog"), "./watchdog")
-	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	cmd := exec.CommandContext(ctx, "make", "--directory", root, "images", "IMAGE_PREFIX=local", "BIN="+dir)
+	cmd.Env = e.Environ()
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build fwatchdog: %w: %s", err, out)
+		return fmt.Errorf("make images: %w: %s", err, out)
 	}
-	_, err = e.Docker(ctx, "build", "--quiet", "--file", filepath.Join(root, "watchdog", "Dockerfile"), "--tag", Watchdog, dir)
-	return err
+	return nil
 }
 
 // Function is what is to be built.

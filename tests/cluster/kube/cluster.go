@@ -18,9 +18,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,12 +27,13 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/registry"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/faas-predict/faas-predict/tests/cluster/store"
 )
 
 // NodeName is the name of the only node.
@@ -46,11 +44,11 @@ type Cluster struct {
 	Kubeconfig string // a file, for an administrator
 	Config     *rest.Config
 	Client     kubernetes.Interface
-	Registry   string // HOST:PORT of an image registry that the node pulls from
+	// Registry and Private are image registries that the node pulls from, without and with a password.
+	Registry, Private *store.Store
 
 	bin, dir string
 	network  network
-	registry *http.Server
 	node     *exec.Cmd
 	control  sync.Mutex
 	orders   io.WriteCloser
@@ -80,7 +78,7 @@ func Start(ctx context.Context, bin, dir string) (_ *Cluster, err error) {
 	if c.network, err = openNetwork(c.node.Process.Pid); err != nil {
 		return nil, err
 	}
-	if err := c.startRegistry(); err != nil {
+	if err := c.startRegistries(); err != nil {
 		return nil, err
 	}
 	if err := c.configure(); err != nil {
@@ -118,19 +116,13 @@ func (c *Cluster) startNode() error {
 	return nil
 }
 
-// startRegistry serves one in memory, where the node and this process reach it.
-func (c *Cluster) startRegistry() error {
-	listener, err := net.Listen("tcp", c.network.machineAddress()+":0")
-	if err != nil {
+// startRegistries serves them where the node and this process reach them.
+func (c *Cluster) startRegistries() (err error) {
+	if c.Registry, err = store.Open(c.network.machineAddress(), "", ""); err != nil {
 		return err
 	}
-	c.Registry = listener.Addr().String()
-	c.registry = &http.Server{
-		Handler:           registry.New(registry.Logger(log.New(io.Discard, "", 0))),
-		ReadHeaderTimeout: 10 * time.Second,
-	}
-	go func() { _ = c.registry.Serve(listener) }()
-	return nil
+	c.Private, err = store.Open(c.network.machineAddress(), "puller", rand.Text())
+	return err
 }
 
 // order has the node's first process do something.
@@ -160,8 +152,10 @@ func (c *Cluster) Stop() error {
 		_ = c.node.Wait() // it was killed
 		c.node = nil
 	}
-	if c.registry != nil {
-		_ = c.registry.Close()
+	for _, s := range []*store.Store{c.Registry, c.Private} {
+		if s != nil {
+			_ = s.Close()
+		}
 	}
 	c.network.close()
 	return errors.Join(c.removeCgroups(), os.RemoveAll(c.dir))
@@ -252,7 +246,7 @@ func (c *Cluster) configure() error {
 		"pki/sa.pub":     string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})),
 		"pki/tokens.csv": tokens,
 		"etc/containerd.toml": fmt.Sprintf(containerdConfig, filepath.Join(c.dir, "containerd", "root"), "/run/containerd", c.socket(),
-			filepath.Join(c.dir, "etc", "cni"), c.Registry, "http://"+c.Registry),
+			filepath.Join(c.dir, "etc", "cni"), c.Registry.Host, "http://"+c.Registry.Host, c.Private.Host, "http://"+c.Private.Host),
 		"etc/cni/10-ptp.conflist": fmt.Sprintf(cniConfig, c.network.pods()),
 		"etc/kubelet.yaml":        fmt.Sprintf(kubeletConfig, c.cgroupParent()),
 		"etc/kube-proxy.yaml":     fmt.Sprintf(proxyConfig, c.network.nodeAddress(), c.kubeconfig("system:kube-proxy"), c.network.pods(), NodeName),

@@ -1,7 +1,7 @@
 package kube
 
-// containerdConfig takes root, state, socket, the folder of the CNI configuration, and a registry's address
-// and URL.
+// containerdConfig takes root, state, socket, the folder of the CNI configuration, and the addresses and
+// URLs of two registries.
 // Without restrict_oom_score_adj no sandbox starts where the machine does not allow a lower score.
 const containerdConfig = `version = 2
 root = %q
@@ -17,6 +17,8 @@ oom_score = 0
     conf_dir = %q
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".registry.mirrors.%q]
+    endpoint = [%q]
   [plugins."io.containerd.grpc.v1.cri".registry.mirrors.%q]
     endpoint = [%q]
 `

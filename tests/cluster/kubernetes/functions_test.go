@@ -8,10 +8,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"testing/fstest"
-	"time"
 
 	"github.com/openfaas/faas-provider/types"
 )
@@ -154,95 +152,4 @@ func TestARecordOwnsWhatRuns(t *testing.T) {
 			return nil
 		}))
 	}
-}
-
-// Two providers change the same function at the same time, under load through both: no call is lost, no change is lost
-// without its client being told so, and both say the same afterwards.
-func TestTwoProvidersAgree(t *testing.T) {
-	const code = `
-import os
-def predict(request):
-    return os.environ["OPENFAAS_NAME"]
-`
-	one := shared.push(t, "both", version("both", "1", "1", code))
-	two := shared.push(t, "both", version("both", "1", "2", code))
-	shared.deploy(t, types.FunctionDeployment{Service: "both", Image: one})
-	// A provider hears of it a moment after the one that was asked.
-	must(t, wait(t.Context(), func() error {
-		if status, said := shared.ask(t.Context(), "POST", shared.provider(1)+"/function/both", "x"); status != 200 {
-			return fmt.Errorf("the other provider: %d %s", status, said)
-		}
-		return nil
-	}))
-
-	ctx, stop := context.WithCancel(t.Context())
-	var clients sync.WaitGroup
-	var mu sync.Mutex
-	calls, lost := 0, []string{}
-	for n := range 4 {
-		clients.Go(func() {
-			for ctx.Err() == nil {
-				status, said := shared.ask(context.WithoutCancel(ctx), "POST", shared.provider(n%2)+"/function/both", "x")
-				mu.Lock()
-				calls++
-				if status != 200 {
-					lost = append(lost, fmt.Sprintf("%d %s", status, said))
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	var changes sync.WaitGroup
-	for n, image := range []string{one, two} {
-		changes.Go(func() {
-			for range 3 {
-				status, said := shared.ask(t.Context(), "PUT", shared.provider(n)+"/system/functions", types.FunctionDeployment{Service: "both", Image: image})
-				if status != http.StatusOK {
-					t.Errorf("update through provider %d: %d %s", n, status, said)
-				}
-			}
-		})
-		changes.Go(func() {
-			for replicas := range uint64(3) {
-				status, said := shared.ask(t.Context(), "POST", shared.provider(n)+"/system/scale-function/both",
-					types.ScaleServiceRequest{ServiceName: "both", Replicas: replicas + 1})
-				if status != http.StatusAccepted {
-					t.Errorf("scale through provider %d: %d %s", n, status, said)
-				}
-			}
-		})
-	}
-	changes.Wait()
-	time.Sleep(5 * time.Second) // what is replaced leaves
-	stop()
-	clients.Wait()
-	if len(lost) > 0 {
-		t.Errorf("%d of %d calls were lost, first %s", len(lost), calls, lost[0])
-	}
-	t.Logf("%d calls, %d lost", calls, len(lost))
-
-	must(t, wait(t.Context(), func() error {
-		var said [2]string
-		for n := range said {
-			status, text := shared.ask(t.Context(), "GET", shared.provider(n)+"/system/models/both/traffic", "")
-			if status != 200 {
-				return fmt.Errorf("provider %d: %d %s", n, status, text)
-			}
-			var split struct{ Split json.RawMessage }
-			if err := json.Unmarshal([]byte(text), &split); err != nil {
-				return err
-			}
-			status, text = shared.ask(t.Context(), "GET", shared.provider(n)+"/system/function/both", "")
-			var f types.FunctionStatus
-			if err := json.Unmarshal([]byte(text), &f); err != nil || status != 200 {
-				return fmt.Errorf("provider %d: %d %s", n, status, text)
-			}
-			said[n] = fmt.Sprintf("%s %s %d of %d", split.Split, f.Image, f.AvailableReplicas, f.Replicas)
-		}
-		if said[0] != said[1] || !strings.HasSuffix(said[0], "3 of 3") {
-			return fmt.Errorf("they say %q", said)
-		}
-		return nil
-	}))
-	shared.remove(t, "both")
 }

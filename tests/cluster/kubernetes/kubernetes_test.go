@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io/fs"
 	"net"
@@ -16,17 +17,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/faas-predict/faas-predict/provider/backend/cluster"
 	"github.com/faas-predict/faas-predict/tests/cluster/kube"
 	"github.com/faas-predict/faas-predict/tests/cluster/modelimage"
+	"github.com/faas-predict/faas-predict/tests/cluster/store"
 )
 
 const (
@@ -41,7 +38,9 @@ const (
 type installed struct {
 	*kube.Cluster
 	password  string
+	mu        sync.Mutex
 	providers []corev1.Pod // that serve
+	closed    *store.Store // a registry whose password nobody was given
 }
 
 var shared *installed
@@ -76,7 +75,20 @@ func install(ctx context.Context, dir string) (*installed, error) {
 		return nil, err
 	}
 	i := &installed{Cluster: c}
+	address, _, err := net.SplitHostPort(c.Registry.Host)
+	if err == nil {
+		i.closed, err = store.Open(address, "nobody", rand.Text())
+	}
+	if err != nil {
+		return i, err
+	}
 	if err := i.pushProvider(ctx); err != nil {
+		return i, err
+	}
+	if _, err := i.Run(ctx, "kubectl", "create", "namespace", system); err != nil {
+		return i, err
+	}
+	if err := i.giveLogin(ctx, system); err != nil {
 		return i, err
 	}
 	if err := i.upgrade(ctx); err != nil {
@@ -97,7 +109,8 @@ func (i *installed) upgrade(ctx context.Context, more ...string) error {
 		return err
 	}
 	values := append([]string{
-		"image.repository=" + i.Registry + "/faas-predict", "image.tag=test", "replicas=2",
+		"image.repository=" + i.Registry.Host + "/faas-predict", "image.tag=test", "replicas=2", "registrySecret=registry",
+		`settings.plain_registries=` + i.Registry.Host + `\,` + i.Private.Host + `\,` + i.closed.Host,
 		"service.clusterIP=" + i.ServiceAddress(80), fmt.Sprintf("functionUser=%d", user), "networkPolicy.enabled=true",
 	}, more...)
 	_, err := i.Run(ctx, "helm", "upgrade", "--install", "faas-predict", chart, "--namespace", system, "--create-namespace",
@@ -121,6 +134,8 @@ func (i *installed) findProviders(ctx context.Context) error {
 		if len(serving) != 2 {
 			return fmt.Errorf("%d providers serve, want 2", len(serving))
 		}
+		i.mu.Lock()
+		defer i.mu.Unlock()
 		i.providers = serving
 		return nil
 	})
@@ -141,6 +156,8 @@ func serves(p corev1.Pod) bool {
 
 // provider is the URL of one of them.
 func (i *installed) provider(n int) string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	return "http://" + net.JoinHostPort(i.providers[n].Status.PodIP, "8080")
 }
 
@@ -149,46 +166,43 @@ func (i *installed) service() string { return "http://" + i.ServiceAddress(80) +
 
 // pushProvider makes the provider's image: the program and nothing else.
 func (i *installed) pushProvider(ctx context.Context) error {
-	program, err := modelimage.Program("/faas-predict", filepath.Join(root, "bin", "faas-predict"))
-	if err != nil {
-		return fmt.Errorf("make build comes first: %w", err)
+	image, err := modelimage.Provider(filepath.Join(root, "bin", "faas-predict"))
+	if err == nil {
+		_, err = modelimage.Push(ctx, image, i.Registry, "faas-predict:test")
 	}
-	layer, err := modelimage.Layer(program)
-	if err != nil {
-		return err
-	}
-	image, err := mutate.AppendLayers(empty.Image, layer)
-	if err != nil {
-		return err
-	}
-	image, err = mutate.Config(image, v1.Config{Entrypoint: []string{"/faas-predict"}, User: "12000:0"})
-	if err != nil {
-		return err
-	}
-	tag, err := name.NewTag(i.Registry + "/faas-predict:test")
-	if err != nil {
-		return err
-	}
-	return remote.Write(tag, image, remote.WithContext(ctx))
+	return err
+}
+
+// giveLogin makes a Secret with the credentials for the private registry.
+func (i *installed) giveLogin(ctx context.Context, namespace string) error {
+	_, err := i.Client.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "registry"},
+		Type:       corev1.SecretTypeDockerConfigJson,
+		Data:       map[string][]byte{corev1.DockerConfigJsonKey: i.Private.DockerConfig()},
+	}, metav1.CreateOptions{})
+	return err
 }
 
 // python is the base of images; reading it takes a while.
 var python = sync.OnceValues(func() (v1.Image, error) {
-	return modelimage.Python(context.Background(), filepath.Join(root, ".cache", "base"))
+	return modelimage.Python(context.Background(), filepath.Join(root, ".cache", "bases"))
 })
 
-// push pushes an image of a bundle as the template makes it, less what the template builds.
-func (i *installed) push(t *testing.T, repository string, bundle fs.FS) string {
+// build makes an image of a bundle as the template makes it, less what the template builds.
+func build(t *testing.T, bundle fs.FS) (image v1.Image, version string) {
 	t.Helper()
 	base, err := python()
 	must(t, err)
-	version := ""
-	image, err := modelimage.Bundle(base, filepath.Join(root, "bin", "fwatchdog"), bundle, func(model, id string) map[string]string {
-		version = id
-		return map[string]string{cluster.ModelLabel: model, cluster.VersionLabel: id}
-	})
+	image, version, err = modelimage.Bundle(base, filepath.Join(root, "bin", "fwatchdog"), bundle)
 	must(t, err)
-	ref, err := modelimage.Push(t.Context(), image, i.Registry+"/"+repository+":"+version)
+	return image, version
+}
+
+// push pushes an image of a bundle.
+func (i *installed) push(t *testing.T, repository string, bundle fs.FS) string {
+	t.Helper()
+	image, version := build(t, bundle)
+	ref, err := modelimage.Push(t.Context(), image, i.Registry, repository+":"+version)
 	must(t, err)
 	return ref
 }

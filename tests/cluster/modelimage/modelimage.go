@@ -12,9 +12,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"runtime"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -23,45 +23,49 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
+	images "github.com/faas-predict/faas-predict/provider/image"
+	"github.com/faas-predict/faas-predict/tests/cluster/engine"
+	"github.com/faas-predict/faas-predict/tests/cluster/store"
 	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
-// Python returns the base, from a file in cache that is made the first time: debootstrap takes about half a minute.
+// Python returns the base, whose archive is kept in cache and made the first time; see engine.Base.
 func Python(ctx context.Context, cache string) (v1.Image, error) {
-	file := filepath.Join(cache, "python3.tar.gz")
-	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-		if err := bootstrap(ctx, file); err != nil {
-			return nil, err
-		}
+	file, err := engine.Python.Archive(ctx, cache)
+	if err != nil {
+		return nil, err
 	}
-	layer, err := tarball.LayerFromFile(file)
+	layer, err := tarball.LayerFromFile(file, tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
 	if err != nil {
 		return nil, fmt.Errorf("read base image: %w", err)
 	}
-	return mutate.AppendLayers(empty.Image, layer)
+	return mutate.AppendLayers(platform, layer)
 }
 
-// bootstrap installs a Debian with Python into a folder, from where the machine itself gets its packages, and packs it.
-func bootstrap(ctx context.Context, file string) error {
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	root, err := os.MkdirTemp(filepath.Dir(file), "root-")
+// platform is an image with nothing in it, for this machine.
+var platform = func() v1.Image {
+	out, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"}})
 	if err != nil {
-		return err
+		panic(err) // nothing is read
 	}
-	defer os.RemoveAll(root)
-	cmd := exec.CommandContext(ctx, "bash", "-c", `set -euo pipefail
-sources() { cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null || true; }
-mirror=$(sources | sed -nE 's/^URIs: *(\S+).*/\1/p; s/^deb +(\[[^]]*\] +)?(\S+) .*/\2/p' | head -1)
-debootstrap --variant=minbase --include=python3 bookworm "$1" "$mirror" >"$2.log"
-tar -C "$1" --exclude=./var/cache --exclude=./var/lib/apt --exclude=./usr/share/doc --exclude=./usr/share/locale -c . | gzip -1 >"$2.part"
-mv "$2.part" "$2"`, "bootstrap", root, file)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("make a base image with debootstrap: %w", err)
+	return out
+}()
+
+// Provider is an image with a program and nothing else: faas-predict, from a file of this machine.
+func Provider(program string) (v1.Image, error) {
+	file, err := Program("/faas-predict", program)
+	if err != nil {
+		return nil, fmt.Errorf("make build comes first: %w", err)
 	}
-	return nil
+	layer, err := Layer(file)
+	if err != nil {
+		return nil, err
+	}
+	image, err := mutate.AppendLayers(platform, layer)
+	if err != nil {
+		return nil, err
+	}
+	return mutate.Config(image, v1.Config{Entrypoint: []string{"/faas-predict"}, Cmd: []string{"serve"}, User: "12000:0"})
 }
 
 // File is one file of an image.
@@ -109,27 +113,27 @@ func Program(path, source string) (File, error) {
 	return File{Path: path, Mode: 0o755, Content: content}, err
 }
 
-// Bundle returns base with fwatchdog and the bundle of a folder, and the labels that say what is in it.
-func Bundle(base v1.Image, fwatchdog string, bundle fs.FS, labels func(model, version string) map[string]string) (v1.Image, error) {
+// Bundle returns base with fwatchdog and the bundle of a folder, and the labels that say what is in it; and its version.
+func Bundle(base v1.Image, fwatchdog string, bundle fs.FS) (v1.Image, string, error) {
 	dir, err := os.MkdirTemp("", "bundle-")
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer os.RemoveAll(dir)
 	if err := os.CopyFS(dir, bundle); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	opened, err := model.Open(dir)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	program, err := Program("/usr/bin/fwatchdog", fwatchdog)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	watchdog, err := Layer(program)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	var files []File
 	err = fs.WalkDir(bundle, ".", func(path string, entry fs.DirEntry, err error) error {
@@ -141,17 +145,17 @@ func Bundle(base v1.Image, fwatchdog string, bundle fs.FS, labels func(model, ve
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	content, err := Layer(files...)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	image, err := mutate.AppendLayers(base, watchdog, content)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return mutate.Config(image, v1.Config{
+	image, err = mutate.Config(image, v1.Config{
 		Cmd:        []string{"fwatchdog"},
 		User:       "12000:0",
 		WorkingDir: "/home/app/function",
@@ -159,15 +163,31 @@ func Bundle(base v1.Image, fwatchdog string, bundle fs.FS, labels func(model, ve
 			"PATH=/usr/bin:/bin", "HOME=/home/app", "PYTHONDONTWRITEBYTECODE=1", "healthcheck_interval=5s",
 			"model_path=/home/app/function", "port=8080",
 		},
-		Labels: labels(opened.Name, opened.Version.ID),
+		Labels: images.Labels(opened.Name, opened.Runtime, opened.Version),
+		Healthcheck: &v1.HealthConfig{
+			Test: []string{"CMD", "fwatchdog", "-run-healthcheck"}, Interval: 5 * time.Second, Timeout: 5 * time.Second, Retries: 3,
+		},
 	})
+	return image, opened.Version.ID, err
 }
 
-// Push stores an image in a registry and returns its name there.
-func Push(ctx context.Context, image v1.Image, ref string) (string, error) {
-	tag, err := name.NewTag(ref)
+// Unlabelled is the image as if nobody had labelled it.
+func Unlabelled(image v1.Image) (v1.Image, error) {
+	file, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config := *file.Config.DeepCopy()
+	config.Labels = nil
+	return mutate.Config(image, config)
+}
+
+// Push stores an image in a registry as NAME:TAG and returns its whole name.
+func Push(ctx context.Context, image v1.Image, to *store.Store, tagged string) (string, error) {
+	ref := to.Host + "/" + tagged
+	tag, err := name.NewTag(ref, name.Insecure)
 	if err != nil {
 		return "", err
 	}
-	return ref, remote.Write(tag, image, remote.WithContext(ctx))
+	return ref, remote.Write(tag, image, remote.WithContext(ctx), remote.WithAuth(to.Login()))
 }

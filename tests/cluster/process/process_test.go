@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ type provider struct {
 	cmd     *exec.Cmd
 	output  bytes.Buffer
 	ended   chan struct{}
-	address string
+	address atomic.Pointer[string]
 }
 
 func start(t *testing.T) *provider {
@@ -64,7 +65,7 @@ func must(t *testing.T, err error) {
 }
 
 func (p *provider) data() string { return filepath.Join(p.dir, "data") }
-func (p *provider) URL() string  { return "http://" + p.address }
+func (p *provider) URL() string  { return "http://" + *p.address.Load() }
 
 func (p *provider) Password() string {
 	raw, _ := os.ReadFile(filepath.Join(p.data(), "admin", "basic-auth-password"))
@@ -85,7 +86,8 @@ func (p *provider) StartProvider(t *testing.T) {
 		close(ended)
 	}(p.cmd)
 	select {
-	case p.address = <-log.found:
+	case at := <-log.found:
+		p.address.Store(&at)
 	case <-p.ended:
 		t.Fatalf("the provider ended: %s", p.output.String())
 	case <-time.After(time.Minute):
@@ -117,7 +119,7 @@ func (p *provider) KillProvider(t *testing.T) {
 	<-p.ended
 }
 
-func (p *provider) RestartAgent(*testing.T) bool { return false }
+func (p *provider) RestartAgent(*testing.T) bool { return false } // none
 
 // Image pushes the bundle.
 func (p *provider) Image(t *testing.T, model, _ string, files map[string]string) string {

@@ -2,22 +2,25 @@ package swarm
 
 import (
 	"context"
-	"fmt"
+	"crypto/rand"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/openfaas/faas-provider/types"
 	sdk "github.com/openfaas/go-sdk"
 
 	"github.com/faas-predict/faas-predict/provider/backend/swarm"
 	"github.com/faas-predict/faas-predict/tests/cluster/conformance"
+	"github.com/faas-predict/faas-predict/tests/cluster/modelimage"
+	"github.com/faas-predict/faas-predict/tests/cluster/store"
 )
 
 // One engine is enough for all tests; it starts once.
@@ -32,6 +35,7 @@ func TestSwarm(t *testing.T) {
 		must(t, engine.Close())
 	})
 	t.Run("TwoProviders", func(t *testing.T) { conformance.TwoProviders(t, s, s.second(t)) })
+	t.Run("Images", s.images)
 	t.Run("Placement", s.placement)
 }
 
@@ -39,10 +43,10 @@ func TestSwarm(t *testing.T) {
 func (s *installed) second(t *testing.T) string {
 	t.Helper()
 	const port = "18981"
-	s.run(t, nil, "service", "create", "--detach", "--name", "second", "--network", "faas-predict",
+	s.run(t, nil, "service", "create", "--detach", "--name", "second", "--network", "faas-predict", "--user", "0:0",
 		"--publish", "mode=host,target=8080,published="+port, "--secret", "basic-auth-user", "--secret", "basic-auth-password",
 		"--mount", "type=bind,source="+s.Socket()+",target=/var/run/docker.sock", "--mount", "type=tmpfs,target=/data",
-		"--env", "backend=swarm", "--env", "data_dir=/data", "--env", "secret_mount_path=/run/secrets", "faas-predict:test")
+		"--env", "backend=swarm", "--env", "data_dir=/data", "--env", "secret_mount_path=/run/secrets", s.provider)
 	t.Cleanup(func() {
 		_, err := s.Run(context.WithoutCancel(t.Context()), nil, "service", "rm", "second")
 		must(t, err)
@@ -58,7 +62,10 @@ func (s *installed) placement(t *testing.T) {
 	must(t, err)
 	client := sdk.NewClient(u, &sdk.BasicAuth{Username: "admin", Password: password}, http.DefaultClient)
 	spec := types.FunctionDeployment{
-		Service: "placed", Image: s.Image(t, "placed", "1", map[string]string{"main.py": "def predict(r):\n    return open('/proc/self/status').read()\n"}),
+		Service: "placed", Image: s.Image(t, "placed", "1", map[string]string{
+			"main.py":   "def predict(r):\n    return open('/proc/self/status').read()\n",
+			"model.yml": "code_version: \"1.1\"\ncoefficients_version: \"1\"\n",
+		}),
 		Constraints: []string{"node.role == manager"}, ReadOnlyRootFilesystem: true,
 		Limits:   &types.FunctionResources{Memory: "128Mi", CPU: "500m"},
 		Requests: &types.FunctionResources{Memory: "32Mi", CPU: "10m"},
@@ -114,15 +121,17 @@ func (s *installed) await(t *testing.T, url, service string) {
 
 const (
 	root     = "../../.."
-	base     = "python3:base"
 	password = "a-password"
 )
 
-// installed is a swarm with the provider in it, as its stack file has it.
+// installed is a swarm with the provider in it, as its stack files have it.
 type installed struct {
 	*Docker
-	port      string
-	fwatchdog []byte
+	port     string
+	base     v1.Image
+	provider string // its image
+	// registry is open to all, private to who has the password that the provider was given, closed to everybody.
+	registry, private, closed *store.Store
 }
 
 func install(t *testing.T) *installed {
@@ -146,29 +155,30 @@ func install(t *testing.T) *installed {
 		}
 		must(t, os.RemoveAll(dir))
 	})
-	build := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", dir, "./watchdog", "./provider")
-	build.Dir = root
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	for _, open := range []struct {
+		store **store.Store
+		user  string
+	}{{&s.registry, ""}, {&s.private, "puller"}, {&s.closed, "nobody"}} {
+		*open.store, err = store.Open("127.0.0.1", open.user, rand.Text())
+		must(t, err)
+		t.Cleanup(func() { must(t, (*open.store).Close()) })
 	}
-	s.fwatchdog, err = os.ReadFile(filepath.Join(dir, "watchdog"))
+	s.base, err = modelimage.Python(ctx, filepath.Join(root, ".cache", "bases"))
 	must(t, err)
-	provider, err := os.ReadFile(filepath.Join(dir, "provider"))
+	image, err := modelimage.Provider(filepath.Join(root, "bin", "faas-predict"))
 	must(t, err)
-	must(t, s.Base(ctx, filepath.Join(root, ".cache", "cluster"), base))
-	must(t, s.Build(ctx, "faas-predict:test", map[string][]byte{
-		"Dockerfile":   []byte("FROM scratch\nCOPY faas-predict /faas-predict\nENTRYPOINT [\"/faas-predict\"]\nCMD [\"serve\"]\n"),
-		"faas-predict": provider,
-	}))
+	s.provider, err = modelimage.Push(ctx, image, s.registry, "faas-predict:test")
+	must(t, err)
 	s.run(t, nil, "network", "create", "--driver", "overlay", "--attachable", "faas-predict")
 	s.run(t, []byte("admin"), "secret", "create", "basic-auth-user", "-")
 	s.run(t, []byte(password), "secret", "create", "basic-auth-password", "-")
-	t.Setenv("FAAS_PREDICT_IMAGE", "faas-predict:test")
+	s.run(t, s.private.DockerConfig(), "secret", "create", "registry-login", "-")
+	t.Setenv("FAAS_PREDICT_IMAGE", s.provider)
 	t.Setenv("FAAS_PREDICT_PORT", s.port)
 	t.Setenv("FAAS_PREDICT_PORT_MODE", "host") // the mesh needs IPVS, which a test machine may lack
 	t.Setenv("DOCKER_SOCKET", s.Socket())
-	s.run(t, nil, "stack", "deploy", "-c", filepath.Join(root, "provider/backend/swarm/stack.yml"), "faas-predict")
+	files := filepath.Join(root, "provider", "backend", "swarm")
+	s.run(t, nil, "stack", "deploy", "-c", filepath.Join(files, "stack.yml"), "-c", filepath.Join(files, "registry.yml"), "faas-predict")
 	s.StartProvider(t)
 	return s
 }
@@ -192,29 +202,57 @@ func (s *installed) run(t *testing.T, input []byte, args ...string) string {
 func (s *installed) URL() string      { return "http://127.0.0.1:" + s.port }
 func (s *installed) Password() string { return password }
 
-// Image builds the image of a bundle as the template does.
-func (s *installed) Image(t *testing.T, model, version string, files map[string]string) string {
+// Image pushes the image of a bundle.
+func (s *installed) Image(t *testing.T, model, _ string, files map[string]string) string {
 	t.Helper()
-	tag := fmt.Sprintf("%s:1.%s_1", model, version)
-	content := map[string][]byte{
-		"fwatchdog": s.fwatchdog,
-		"Dockerfile": fmt.Appendf(nil, `FROM %s
-COPY fwatchdog /usr/bin/fwatchdog
-COPY function /home/app/function
-ENV PATH=/usr/bin:/bin HOME=/tmp model_path=/home/app/function PYTHONDONTWRITEBYTECODE=1
-USER 12000:0
-LABEL org.opencontainers.image.title=%s org.opencontainers.image.version=1.%s_1
-HEALTHCHECK --interval=2s CMD ["fwatchdog", "-run-healthcheck"]
-CMD ["fwatchdog"]
-`, base, model, version),
-	}
+	image, version := s.build(t, files)
+	ref, err := modelimage.Push(t.Context(), image, s.registry, model+":"+version)
+	must(t, err)
+	return ref
+}
+
+// build makes an image of a bundle as the template does.
+func (s *installed) build(t *testing.T, files map[string]string) (image v1.Image, version string) {
+	t.Helper()
+	bundle := fstest.MapFS{}
 	for name, text := range files {
-		content["function/"+name] = []byte(text)
+		bundle[name] = &fstest.MapFile{Data: []byte(text)}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	must(t, s.Build(ctx, tag, content))
-	return tag
+	image, version, err := modelimage.Bundle(s.base, filepath.Join(root, "bin", "fwatchdog"), bundle)
+	must(t, err)
+	return image, version
+}
+
+// images are pulled with the login that registry.yml gives the provider; the engine has none of its own.
+func (s *installed) images(t *testing.T) {
+	image, version := s.build(t, conformance.Bundle())
+	unlabelled, err := modelimage.Unlabelled(image)
+	must(t, err)
+	var images conformance.TakenImages
+	images.Unlabelled, err = modelimage.Push(t.Context(), unlabelled, s.registry, "conform:unlabelled")
+	must(t, err)
+	images.Private, err = modelimage.Push(t.Context(), image, s.private, "conform:"+version)
+	must(t, err)
+	images.Closed, err = modelimage.Push(t.Context(), image, s.closed, "conform:"+version)
+	must(t, err)
+	conformance.Images(t, s, images, func(t *testing.T) {
+		t.Helper()
+		eventually(t, "the node forgets the image", func() error {
+			_, err := s.Run(t.Context(), nil, "image", "rm", "--force", images.Private)
+			return err
+		})
+	})
+}
+
+func eventually(t *testing.T, what string, holds func() error) {
+	t.Helper()
+	err := holds()
+	for end := time.Now().Add(time.Minute); err != nil; err = holds() {
+		if time.Now().After(end) {
+			t.Fatalf("it does not come to this: %s: %v", what, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
 }
 
 func (s *installed) containers(t *testing.T, filter string) []string {
@@ -244,6 +282,7 @@ func (s *installed) KillContainer(t *testing.T, function string) {
 	s.run(t, nil, "kill", running[0])
 }
 
+// RestartAgent restarts dockerd, with which its containers end.
 func (s *installed) RestartAgent(t *testing.T) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

@@ -17,14 +17,15 @@ import (
 // Watchdog is the name of fwatchdog's image in the engine.
 const Watchdog = "local/fwatchdog:latest"
 
-// MakeWatchdog builds the programs' images of the project in root, as users do.
+// MakeWatchdog builds the programs' images of the project in root, as users do, on bases that the engine has.
 func MakeWatchdog(ctx context.Context, e *engine.Engine, root string) error {
 	dir, err := os.MkdirTemp("", "programs-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.CommandContext(ctx, "make", "--directory", root, "images", "IMAGE_PREFIX=local", "BIN="+dir)
+	cmd := exec.CommandContext(ctx, "make", "--directory", root, "images", "IMAGE_PREFIX=local", "BIN="+dir,
+		engine.Python.Argument(), engine.R.Argument())
 	cmd.Env = e.Environ()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("make images: %w: %s", err, out)

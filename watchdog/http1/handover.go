@@ -1,7 +1,6 @@
 package http1
 
 import (
-	"errors"
 	"io"
 	"net"
 	"sync"
@@ -31,14 +30,8 @@ func (c *handedConn) Read(p []byte) (int, error) {
 
 func (c *handedConn) Write(p []byte) (int, error) { return c.io.Write(p) }
 
-// CloseWrite is what net/http calls when it does not read the rest of a request: the answer then arrives
-// before the connection is reset.
-func (c *handedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
+// CloseWrite closes the writing half, as closeWrite does.
+func (c *handedConn) CloseWrite() error { return closeWrite(c.Conn) }
 
 // handedOver is the listener from which net/http takes what is handed over.
 type handedOver struct {

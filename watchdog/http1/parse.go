@@ -15,8 +15,12 @@ const (
 	short    verdict = iota // a whole short call
 	partHead                // it may become one: its head is not whole
 	partBody                // its body is not
+	long                    // the head of one that is a short call but for its size
 	other                   // net/http's
 )
+
+// settled says that more bytes would not change the verdict.
+func (v verdict) settled() bool { return v == short || v == long || v == other }
 
 const (
 	maxHead   = 16 << 10
@@ -84,7 +88,7 @@ type head struct {
 	given  [maxFields]string // the values of fields, which a handler may change
 }
 
-// parse looks whether buf begins with a short call. size is then the bytes of all of it.
+// parse looks whether buf begins with a short call, or a long one. size is then the bytes of all of it.
 //
 // What it takes is less than RFC 9112 allows: see the package comment.
 func (h *head) parse(buf []byte) (size int, _ verdict) {
@@ -114,7 +118,7 @@ func (h *head) whole(buf []byte) (size int, _ verdict) {
 	h.size = len(h.raw)
 	switch size = h.size + h.length; {
 	case size > maxRequest:
-		return 0, other
+		return size, long
 	case len(buf) < size:
 		return 0, partBody
 	}
@@ -188,9 +192,9 @@ func (h *head) readTarget(target string) bool {
 	return true
 }
 
-// readLength takes a decimal number without sign or leading zeros that a short call may have.
+// readLength takes a decimal number below 10^9 without sign or leading zeros.
 func readLength(value string) (n int, ok bool) {
-	if value == "" || len(value) > 6 || (value[0] == '0' && value != "0") {
+	if value == "" || len(value) > 9 || (value[0] == '0' && value != "0") {
 		return 0, false
 	}
 	for _, c := range []byte(value) {

@@ -47,7 +47,7 @@ var verdicts = []struct {
 	{"signed length", "POST / HTTP/1.1\r\nHost: f\r\nContent-Length: +3\r\n\r\nabc", other},
 	{"hexadecimal length", "POST / HTTP/1.1\r\nHost: f\r\nContent-Length: 0x3\r\n\r\nabc", other},
 	{"leading zero", "POST / HTTP/1.1\r\nHost: f\r\nContent-Length: 03\r\n\r\nabc", other},
-	{"large", "POST / HTTP/1.1\r\nHost: f\r\nContent-Length: 70000\r\n\r\n", other},
+	{"large", "POST / HTTP/1.1\r\nHost: f\r\nContent-Length: 70000\r\n\r\n", long},
 	{"chunked", "POST / HTTP/1.1\r\nHost: f\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", other},
 	{"both lengths", "POST / HTTP/1.1\r\nHost: f\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", other},
 	{"space before colon", "POST / HTTP/1.1\r\nHost: f\r\nContent-Length : 3\r\n\r\nabc", other},
@@ -81,9 +81,12 @@ func TestOnlyThePlainestRequestsAreShortCalls(t *testing.T) {
 	}
 }
 
-// sameAsNetHTTP fails unless a short call means to net/http what it means here, to the last byte.
+// sameAsNetHTTP fails unless a short call, or the length of a long one, means to net/http what it means here, to the last byte.
 func sameAsNetHTTP(t *testing.T, h *head, text []byte) verdict {
 	size, v := h.parse(text)
+	if v == long {
+		sameLength(t, text, size-h.size)
+	}
 	if v != short {
 		return v
 	}
@@ -120,6 +123,17 @@ func sameAsNetHTTP(t *testing.T, h *head, text []byte) verdict {
 		t.Fatal("net/http (-) and we (+) differ:\n" + diff)
 	}
 	return v
+}
+
+// sameLength fails unless net/http lets a request end where we do, when it is lent a connection.
+func sameLength(t *testing.T, text []byte, length int) {
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(text)))
+	if err != nil {
+		t.Fatalf("net/http refuses it: %v", err)
+	}
+	if r.ContentLength != int64(length) || r.Close || len(r.TransferEncoding) > 0 || r.Trailer != nil {
+		t.Fatalf("a body of %d bytes, net/http sees %+v", length, r)
+	}
 }
 
 func TestShortCallsMeanToNetHTTPWhatTheyMeanHere(t *testing.T) {

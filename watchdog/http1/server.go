@@ -2,11 +2,12 @@
 // request to net/http.
 //
 // A short call is a request of the plainest form that came whole and is small: strict grammar, one
-// Content-Length, no transfer coding, no expectation, nothing about the connection but to keep it. On
-// the first request of a connection that is anything else, the connection goes to net/http for good,
-// with all its bytes. So this package never has to interpret what is rare, ambiguous or hostile: a
-// request that it answers means to net/http the same, which a fuzzer checks, and one that it does not
-// understand is net/http's to refuse.
+// Content-Length, no transfer coding, no expectation, nothing about the connection but to keep it. A
+// request of that form that is not small, or not the handler's, is lent to net/http, and the connection
+// comes back behind its answer. On the first request of a connection that has another form, the
+// connection goes to net/http for good, with all its bytes. So this package never has to interpret what
+// is rare, ambiguous or hostile: a request that it answers means to net/http the same, which a fuzzer
+// checks, and one that it does not understand is net/http's to refuse.
 //
 // It serves connections. What is called, by whom, and what it answers stays with the handler.
 package http1
@@ -37,7 +38,8 @@ type Server struct {
 	// Takes says which short calls Handler answers; nil means all. It sees the request as Handler
 	// would, with its body unread.
 	Takes func(*http.Request) bool
-	// Rest serves everything else. Its Handler need not be the same. It must have no TLSConfig.
+	// Rest serves everything else. Its Handler need not be the same. It must have no TLSConfig. Its ConnState
+	// is called as before, and sees a connection for each request that is lent to it.
 	Rest *http.Server
 	// HeadTimeout bounds how long a connection may take to send the head of its first request, and the
 	// head of a later one from its first byte; 0 does not. While shutting down it is all that is left to
@@ -80,6 +82,7 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	s.listener, s.conns, s.gone = l, map[*conn]struct{}{}, make(chan struct{})
 	s.rest = newHandedOver(l.Addr())
+	s.followRest()
 	s.watch.start(s)
 	s.active++
 	s.mu.Unlock()
@@ -281,6 +284,11 @@ func (c *conn) answer() *handedConn {
 		size, verdict, err := c.await()
 		switch {
 		case verdict == short:
+		case verdict == long:
+			if !c.lend(size) {
+				return nil
+			}
+			continue
 		case err != nil && len(c.buf) == 0:
 			return nil // it left, or was idle for too long
 		default:
@@ -292,7 +300,10 @@ func (c *conn) answer() *handedConn {
 		c.body.Reset(c.buf[c.head.size:size])
 		c.req.Body = &c.body
 		if c.server.Takes != nil && !c.server.Takes(c.req) {
-			return c.handOver(nil)
+			if !c.lend(size) {
+				return nil
+			}
+			continue
 		}
 		c.pipelined.Store(len(c.buf) > size)
 		if !c.call() {
@@ -320,10 +331,11 @@ func (c *conn) keepLittle(answered int) {
 	c.out.keepLittle()
 }
 
-// await reads until the buffer begins with a short call of so many bytes, or with something else.
+// await reads until the buffer begins with a short call, or a long one, of so many bytes, or with something
+// else.
 func (c *conn) await() (size int, _ verdict, _ error) {
 	size, verdict := c.head.parse(c.buf)
-	if verdict == short || verdict == other {
+	if verdict.settled() {
 		return size, verdict, nil
 	}
 	var began time.Time
@@ -348,7 +360,7 @@ func (c *conn) await() (size int, _ verdict, _ error) {
 		if err := c.read(); err != nil {
 			return 0, verdict, err
 		}
-		if size, verdict = c.head.parse(c.buf); verdict == short || verdict == other {
+		if size, verdict = c.head.parse(c.buf); verdict.settled() {
 			return size, verdict, nil
 		}
 	}

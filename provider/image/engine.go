@@ -7,6 +7,7 @@ import (
 	"path"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/moby/moby/client"
 
 	"github.com/faas-predict/faas-predict/watchdog/model"
@@ -29,10 +30,7 @@ func (e Engine) find(ctx context.Context, ref string) (found image, ok bool, err
 	if err != nil {
 		return image{}, false, fmt.Errorf("look at image %.200q: %w", ref, err)
 	}
-	found.pinned = ref
-	if len(inspected.RepoDigests) > 0 {
-		found.pinned = inspected.RepoDigests[0]
-	}
+	found.pinned = pin(ref, inspected.RepoDigests)
 	if inspected.Config != nil {
 		found.labels = inspected.Config.Labels
 	}
@@ -43,6 +41,21 @@ func (e Engine) find(ctx context.Context, ref string) (found image, ok bool, err
 		return nil
 	}
 	return found, true, nil
+}
+
+// pin is the image's name with the digest that its registry gave, or the name as it is where none did. The engine may know
+// digests of other registries too, that the image was pulled from or pushed to.
+func pin(ref string, digests []string) string {
+	named, err := name.ParseReference(ref)
+	if err != nil {
+		return ref
+	}
+	for _, digest := range digests {
+		if known, err := name.NewDigest(digest); err == nil && known.Context().Name() == named.Context().Name() {
+			return digest
+		}
+	}
+	return ref
 }
 
 // extract makes a container, which is never started, because an engine gives one folder of a container, but of an

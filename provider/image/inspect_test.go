@@ -99,3 +99,18 @@ func TestAnImageOfSeveralPlatformsKeepsThemAll(t *testing.T) {
 		wantInspected(t, r, ref, cluster.Image{Ref: s.host + "/iris@" + digest(t, index), Model: "iris", Version: v.ID})
 	}
 }
+
+func TestAnImageIsPinnedToTheDigestOfItsOwnRegistry(t *testing.T) {
+	const digest = "@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	known := []string{"other.example/iris" + digest, "registry.example:5000/me/iris" + digest, "iris" + digest}
+	for ref, want := range map[string]string{
+		"registry.example:5000/me/iris:1": known[1],
+		"docker.io/library/iris:latest":   known[2],
+		"built-here:1":                    "built-here:1",
+		"registry.example/me/iris:1":      "registry.example/me/iris:1",
+	} {
+		if got := pin(ref, known); got != want {
+			t.Errorf("%s is pinned to %s, want %s", ref, got, want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -189,5 +190,50 @@ func TestRKeepsNothingOfTheDead(t *testing.T) {
 	_ = w.awaitEnd(10 * time.Second)
 	if left, _ := filepath.Glob(w.path("*")); strings.Contains(strings.Join(left, " "), "Rtmp") {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// whatRIsToldAtItsStart is what differs between R as Rscript starts it and R started any other way.
+const whatRIsToldAtItsStart = `
+predict <- function(request) {
+  told <- Sys.getenv()
+  told <- told[grepl("^R_|^LD_|^PAGER$|^EDITOR$", names(told)) & names(told) != "R_SESSION_TMPDIR"]
+  paste(c(paste(names(told), told, sep = "="), .libPaths(), R.home("share"), R.home("doc"), R.home("include"), search(), interactive(),
+          commandArgs()[1:3], Sys.getlocale()), collapse = "\n")
+}`
+
+// Where R is installed as usual it is started without its starter, a shell script, and knows the same as with it.
+func TestRStartsWithoutAShell(t *testing.T) {
+	t.Parallel()
+	rscript, err := exec.LookPath("Rscript")
+	if err != nil {
+		t.Fatal(err)
+	}
+	starter, err := os.ReadFile(filepath.Join(filepath.Dir(rscript), "R"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"bare/Rscript":    "\x7fELF, but no program", // so that a start by way of it fails
+		"bare/R":          strings.Replace(string(starter), "#!/bin/bash", "#!/no/such/shell", 1),
+		"wrapper/Rscript": "#!/bin/sh\nexec " + rscript + ` "$@"`, // is run as it stands
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	model := bundle(t, map[string]string{"main.R": whatRIsToldAtItsStart})
+	settings := []string{"workers=1", "LD_LIBRARY_PATH=/some/where", "R_LIBS_USER=" + dir}
+	without := start(t, model, append(settings, "interpreter="+filepath.Join(dir, "bare", "Rscript"))...)
+	with := start(t, model, append(settings, "interpreter="+filepath.Join(dir, "wrapper", "Rscript"))...)
+	told := without.wantStatus(http.StatusOK, without.post("")).body
+	with.wantBody(told, with.post(""))
+	if !strings.Contains(told, "R_SHARE_DIR=") || !strings.Contains(told, ":/some/where\n") {
+		t.Errorf("R was told\n%s", told)
 	}
 }

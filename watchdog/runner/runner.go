@@ -152,8 +152,13 @@ func (z *Zygote) start(ctx context.Context, interpreter, file string, source []b
 	}
 	defer hold.Close()
 
-	z.cmd = exec.Command(interpreter, script, z.cfg.Bundle.Dir, z.cfg.Bundle.Entry, z.cfg.StartMethod, z.dir, "3")
+	arguments := []string{z.cfg.Bundle.Dir, z.cfg.Bundle.Entry, z.cfg.StartMethod, z.dir, "3"}
+	z.cmd = exec.Command(interpreter, append([]string{script}, arguments...)...)
 	z.cmd.Env = withHugePages(os.Environ())
+	if program, more, ok := withoutShell(interpreter, z.cmd.Env); ok {
+		z.cmd = exec.Command(program, append([]string{"--no-echo", "--no-restore", "--file=" + script, "--args"}, arguments...)...)
+		z.cmd.Env = append(withHugePages(os.Environ()), more...)
+	}
 	if ownTemp {
 		z.cmd.Env = append(z.cmd.Env, "TMPDIR="+z.dir)
 	}

@@ -102,6 +102,27 @@ func (c *Call) expired(now time.Time) bool {
 type callQueue struct {
 	head, tail *Call
 	length     int
+	bulk       int // of them
+}
+
+// bulkDepth is how many bulk calls may wait. They do not take the room of others: who sends many at once is
+// slowed down and turns nobody away.
+const bulkDepth = 1024
+
+// roomFor reports whether c may wait where depth others may that are not bulk.
+func (q *callQueue) roomFor(c *Call, depth int) bool {
+	if c.bulk {
+		return q.bulk < bulkDepth
+	}
+	return q.length-q.bulk < depth
+}
+
+// count follows length by one call more or less.
+func (q *callQueue) count(c *Call, by int) {
+	q.length += by
+	if c.bulk {
+		q.bulk += by
+	}
 }
 
 func (q *callQueue) pushBack(c *Call) {
@@ -112,7 +133,7 @@ func (q *callQueue) pushBack(c *Call) {
 		q.head = c
 	}
 	q.tail = c
-	q.length++
+	q.count(c, 1)
 }
 
 func (q *callQueue) pushFront(c *Call) {
@@ -123,7 +144,7 @@ func (q *callQueue) pushFront(c *Call) {
 		q.tail = c
 	}
 	q.head = c
-	q.length++
+	q.count(c, 1)
 }
 
 func (q *callQueue) remove(c *Call) {
@@ -141,5 +162,5 @@ func (q *callQueue) remove(c *Call) {
 		q.tail = c.prev
 	}
 	c.prev, c.next, c.queued = nil, nil, false
-	q.length--
+	q.count(c, -1)
 }

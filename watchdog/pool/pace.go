@@ -16,7 +16,7 @@ var (
 	// aheadBulk is for calls that wait for each other anyway. The longer their runs, the fewer
 	// system calls and wake-ups a call costs, and a worker has its next run before this one ends even
 	// when every core is busy and the watchdog has to wait for one.
-	aheadBulk = bound{below: 5 * time.Millisecond, budget: 10 * time.Millisecond, calls: 64, bytes: 128 << 10}
+	aheadBulk = bound{below: 5 * time.Millisecond, budget: 10 * time.Millisecond, calls: 256, bytes: 128 << 10}
 )
 
 // pace is the measured time of predict. One slow call alone is not believed: it may have been the

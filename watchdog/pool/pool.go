@@ -22,7 +22,7 @@ type Config struct {
 	Runner runner.Config
 	// Workers is how many to keep alive, 1 to runner.MaxWorkers.
 	Workers int
-	// QueueDepth is how many calls may wait beyond those that workers have.
+	// QueueDepth is how many calls may wait beyond those that workers have. Those of SubmitAll wait apart.
 	QueueDepth int
 	// BatchMaxSize is how many queued calls go to predict_batch together.
 	BatchMaxSize int
@@ -92,7 +92,7 @@ func (p *Pool) Ready() error {
 		return &NotReadyError{p.notReady}
 	case len(p.workers) == 0:
 		return &NotReadyError{fmt.Sprintf("no worker is up: %d died in a row, the last: %s", p.crashes, p.lastEnd)}
-	case p.queue.length >= p.cfg.QueueDepth:
+	case p.queue.length-p.queue.bulk >= p.cfg.QueueDepth:
 		return ErrFull
 	}
 	return nil
@@ -181,6 +181,18 @@ func (p *Pool) SubmitAll(bodies [][]byte, tag string, arrived, deadline time.Tim
 	return calls, err
 }
 
+// Ahead is how many calls of one sender are worth having under way at once: each worker then has its next
+// ones before it is through with those that it has. More would only keep others waiting.
+func (p *Pool) Ahead() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	each := p.pace.ahead(aheadBulk)
+	if len(p.workers) > 0 && p.workers[0].proc.Batch {
+		each = max(each, p.cfg.BatchMaxSize)
+	}
+	return min(2*each*max(len(p.workers), 1), bulkDepth)
+}
+
 // rouse gives idle workers what is queued. A busy one gets its next calls when it has answered, all
 // with one write; handing them over one by one as they come costs both sides a system call each. The
 // lock is held as in dispatch.
@@ -200,7 +212,7 @@ func (p *Pool) admit(c *Call) error {
 		return ErrDraining
 	case p.notReady != "":
 		return &NotReadyError{p.notReady}
-	case p.queue.length >= p.cfg.QueueDepth && p.freeWorker(c) == nil:
+	case !p.queue.roomFor(c, p.cfg.QueueDepth) && p.freeWorker(c) == nil:
 		return ErrFull
 	}
 	p.inFlight++

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,6 +213,59 @@ func TestAFullQueueRefusesAtOnce(t *testing.T) {
 	}
 	if err := p.Ready(); err != nil {
 		t.Errorf("ready says %v", err)
+	}
+}
+
+func TestRowsOfAStreamTakeNobodysRoomInTheQueue(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers, c.QueueDepth = 1, 2 })
+	first, err := p.Submit([]byte("sleep 0.3"), "", time.Now(), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := p.SubmitAll(slices.Repeat([][]byte{[]byte("echo row")}, bulkDepth+1), "", time.Now(), time.Time{})
+	if !errors.Is(err, ErrFull) || len(rows) != bulkDepth {
+		t.Errorf("%d rows were taken: %v", len(rows), err)
+	}
+	if err := p.Ready(); err != nil {
+		t.Errorf("ready says %v with %d rows waiting", err, len(rows))
+	}
+	calls := append(rows, first)
+	for range 2 {
+		c, err := p.Submit([]byte("echo"), "", time.Now(), time.Time{})
+		if err != nil {
+			t.Fatal("a call was turned away for rows of a stream:", err)
+		}
+		calls = append(calls, c)
+	}
+	if _, err := p.Submit([]byte("echo"), "", time.Now(), time.Time{}); !errors.Is(err, ErrFull) {
+		t.Errorf("a call beyond the queue's depth: %v", err)
+	}
+	for _, c := range calls {
+		if _, err := p.Wait(context.Background(), c); err != nil {
+			t.Error(err)
+		}
+	}
+	if s := p.Stats(); s.Queued != 0 || p.queue.bulk != 0 {
+		t.Errorf("%d calls are queued, %d of them rows", s.Queued, p.queue.bulk)
+	}
+}
+
+func TestAStreamGetsAheadOnlyWhilePredictIsShort(t *testing.T) {
+	p := newPool(t, script, func(c *Config) { c.Workers = 2 })
+	ask := func(request string, n int) {
+		for range n {
+			if _, err := p.Do(context.Background(), []byte(request), "", time.Now(), time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ask("echo", 300) // which the pace follows slowly
+	if n := p.Ahead(); n < 200 {
+		t.Errorf("%d rows ahead of a predict of microseconds", n)
+	}
+	ask("sleep 0.05", 2)
+	if n := p.Ahead(); n != 4 {
+		t.Errorf("%d rows ahead of a predict of 50 ms, want one more a worker than it has", n)
 	}
 }
 

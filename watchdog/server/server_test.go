@@ -109,13 +109,24 @@ func TestReadLineCutsAtLineEndsWhateverTheBuffer(t *testing.T) {
 		limit := rapid.IntRange(1, 40).Draw(t, "limit")
 		in := bufio.NewReaderSize(strings.NewReader(text), 16)
 		want := strings.Split(text, "\n")
+		var lines []byte
+		var kept [][]byte
 		for n, line := range want {
-			got, tooLong, err := readLine(in, limit)
+			var got []byte
+			var tooLong bool
+			var err error
+			got, lines, tooLong, err = readLine(in, lines, limit)
+			kept = append(kept, got)
 			if last := n == len(want)-1; last != errors.Is(err, io.EOF) || (err != nil && !last) {
 				t.Fatalf("line %d of %q: %v", n, text, err)
 			}
 			if tooLong != (len(line) > limit) || (!tooLong && string(got) != line) {
 				t.Fatalf("line %d of %q is %q, too long for %d: %v", n, text, got, limit, tooLong)
+			}
+		}
+		for n, line := range want { // one line leaves those before it as they are
+			if len(line) <= limit && string(kept[n]) != line {
+				t.Fatalf("line %d of %q became %q", n, text, kept[n])
 			}
 		}
 	})

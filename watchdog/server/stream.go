@@ -14,13 +14,6 @@ import (
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 )
 
-// rowsAhead is how many rows of one stream may be under way. It bounds what a stream holds, keeps
-// every worker fed, and leaves queue room to others.
-const rowsAhead = 128
-
-// rowsAtOnce is how many rows go to the pool in one step.
-const rowsAtOnce = 32
-
 // flushPatience is how long an answer may wait for the next one, when there is a next one on its way,
 // so that they leave with one write.
 const flushPatience = time.Millisecond
@@ -58,71 +51,72 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, id string) int {
 
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	rows := make(chan row, rowsAhead)
+	runs := make(chan []row, 16)
+	ahead := newRowsAhead()
 	go func() {
-		defer close(rows)
-		s.readRows(ctx, control, r, id, rows)
+		defer close(runs)
+		s.readRows(ctx, control, r, id, ahead, runs)
 	}()
-	predict := s.writeRows(ctx, control, w, id, rows)
+	predict, left := s.writeRows(ctx, control, w, id, ahead, runs)
 	cancel()
-	for left := range rows { // nobody waits for these any more: what is queued leaves the queue
-		if left.call != nil {
-			_, _ = s.pool.Wait(ctx, left.call)
-		}
+	ahead.close()
+	s.abandon(ctx, left)
+	for run := range runs {
+		s.abandon(ctx, run)
 	}
 	took := time.Since(began)
 	stampTimes(h, took, max(0, took-predict), predict)
 	return http.StatusOK
 }
 
-// readRows submits each line. It blocks while rowsAhead rows are under way, which is what slows the
-// sender down.
-func (s *Server) readRows(ctx context.Context, control *http.ResponseController, r *http.Request, id string, rows chan<- row) {
+// readRows submits each line. It blocks while enough rows are under way, which is what slows the sender
+// down.
+func (s *Server) readRows(ctx context.Context, control *http.ResponseController, r *http.Request, id string, ahead *rowsAhead, runs chan<- []row) {
 	// Rows may be under way long after the last has come.
 	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 	limit := int(s.settings.MaxBodyBytes)
 	in := bufio.NewReaderSize(r.Body, 64<<10)
-	send := func(next row) bool {
-		select {
-		case rows <- next:
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
-	var run []row
-	for {
-		if in.Buffered() == 0 && s.settings.ReadTimeout > 0 {
-			_ = control.SetReadDeadline(time.Now().Add(s.settings.ReadTimeout))
-		}
-		line, tooLong, err := readLine(in, limit)
-		if err != nil && !errors.Is(err, io.EOF) {
-			status, detail := unreadBody(err, s.settings.ReadTimeout)
-			p := newProblem(status, detail)
-			s.submitRows(ctx, r, id, run)
-			for _, next := range append(run, row{bad: &p}) {
-				if !send(next) {
-					return
-				}
+	for more := true; more; {
+		var run []row
+		var lines []byte // of the run
+		most := s.pool.Ahead()
+		// Rows that came together are handed over together.
+		for more && (len(run) == 0 || len(run) < most/runsAhead && lineBuffered(in)) {
+			if in.Buffered() == 0 && s.settings.ReadTimeout > 0 {
+				_ = control.SetReadDeadline(time.Now().Add(s.settings.ReadTimeout))
 			}
+			line, rest, tooLong, err := readLine(in, lines, limit)
+			lines = rest
+			more = err == nil
+			if err != nil && !errors.Is(err, io.EOF) {
+				status, detail := unreadBody(err, s.settings.ReadTimeout)
+				p := newProblem(status, detail)
+				run = append(run, row{bad: &p})
+			} else if trimmed := bytes.TrimSpace(line); tooLong || len(trimmed) > 0 {
+				run = append(run, parseRow(trimmed, tooLong))
+			}
+		}
+		if len(run) == 0 {
 			return
 		}
-		if trimmed := bytes.TrimSpace(line); tooLong || len(trimmed) > 0 {
-			run = append(run, parseRow(trimmed, tooLong))
-		}
-		// Rows that came together are handed over together.
-		if err == nil && len(run) < rowsAtOnce && lineBuffered(in) {
-			continue
+		if !ahead.enter(run, most) {
+			return
 		}
 		s.submitRows(ctx, r, id, run)
-		for _, next := range run {
-			if !send(next) {
-				return
-			}
-		}
-		run = run[:0]
-		if err != nil {
+		select {
+		case runs <- run:
+		case <-ctx.Done():
+			s.abandon(ctx, run)
 			return
+		}
+	}
+}
+
+// abandon has rows that nobody waits for leave the queue. ctx has ended.
+func (s *Server) abandon(ctx context.Context, run []row) {
+	for _, left := range run {
+		if left.call != nil {
+			_, _ = s.pool.Wait(ctx, left.call)
 		}
 	}
 }
@@ -133,11 +127,17 @@ func lineBuffered(in *bufio.Reader) bool {
 	return bytes.IndexByte(have, '\n') >= 0
 }
 
-// readLine returns the next line without its end. A line over limit is skipped and reported.
-func readLine(in *bufio.Reader, limit int) (line []byte, tooLong bool, err error) {
+// readLine returns the next line without its end. A line over limit is skipped and reported. One that
+// came whole is put behind lines, whose new extent is the second result.
+func readLine(in *bufio.Reader, lines []byte, limit int) (line, _ []byte, tooLong bool, err error) {
 	part, err := in.ReadSlice('\n')
 	if err == nil && len(part) <= limit+1 {
-		return bytes.Clone(bytes.TrimSuffix(part, []byte("\n"))), false, nil
+		if lines == nil {
+			lines = make([]byte, 0, len(part)+in.Buffered())
+		}
+		begin := len(lines)
+		lines = append(lines, bytes.TrimSuffix(part, []byte("\n"))...)
+		return lines[begin:len(lines):len(lines)], lines, false, nil
 	}
 	for {
 		if len(line)+len(part) > limit+1 {
@@ -150,7 +150,7 @@ func readLine(in *bufio.Reader, limit int) (line []byte, tooLong bool, err error
 			if line = bytes.TrimSuffix(line, []byte("\n")); len(line) > limit { // a last line without an end
 				line, tooLong = nil, true
 			}
-			return line, tooLong, err
+			return line, lines, tooLong, err
 		}
 		part, err = in.ReadSlice('\n')
 	}
@@ -214,8 +214,8 @@ func (s *Server) submitRows(ctx context.Context, r *http.Request, id string, run
 
 // writeRows waits for each row in its turn and writes it. It flushes when it would have to wait, so
 // that an answer does not lie in a buffer while its reader waits. It returns the time spent in
-// predict.
-func (s *Server) writeRows(ctx context.Context, control *http.ResponseController, w io.Writer, id string, rows <-chan row) (predict time.Duration) {
+// predict, and the rows that it took and did not get to.
+func (s *Server) writeRows(ctx context.Context, control *http.ResponseController, w io.Writer, id string, ahead *rowsAhead, runs <-chan []row) (predict time.Duration, left []row) {
 	var out []byte
 	flush := func() bool {
 		if len(out) == 0 {
@@ -228,19 +228,21 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 	}
 	defer flush()
 	for {
-		var next row
-		var more bool
-		select {
-		case next, more = <-rows:
-		default:
-			if !flush() {
-				return predict
+		if len(left) == 0 {
+			select {
+			case left = <-runs:
+			default:
+				if !flush() {
+					return predict, left
+				}
+				left = <-runs
 			}
-			next, more = <-rows
+			if left == nil {
+				return predict, left
+			}
 		}
-		if !more {
-			return predict
-		}
+		next := left[0]
+		left = left[1:]
 		var answer pool.Answer
 		bad := next.bad
 		if bad == nil {
@@ -252,7 +254,7 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 			}
 			if answer, err, done = s.pool.Poll(next.call, patience); !done {
 				if !flush() {
-					return predict
+					return predict, append(left, next)
 				}
 				answer, err = s.pool.Wait(ctx, next.call)
 			}
@@ -277,8 +279,9 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 			out = appendQuoted(out, answer.Body)
 		}
 		out = append(out, '\n')
+		ahead.leave(next)
 		if len(out) >= 32<<10 && !flush() {
-			return predict
+			return predict, left
 		}
 	}
 }

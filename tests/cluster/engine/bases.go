@@ -48,8 +48,8 @@ func (b Base) Archive(ctx context.Context, cache string) (string, error) {
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 		return file, err
 	}
-	root, err := os.MkdirTemp(cache, "root-")
-	if err != nil {
+	root := file + ".root"
+	if err := errors.Join(os.RemoveAll(root), os.Mkdir(root, 0o755)); err != nil { // of a test that was killed
 		return "", err
 	}
 	defer os.RemoveAll(root)
@@ -63,7 +63,10 @@ debootstrap --variant=minbase --include="$3" bookworm "$1" "$4" >"$2.log" 2>&1 |
 rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
 tar -C "$1" --exclude=./usr/share/doc --exclude=./usr/share/locale --exclude=./usr/share/man -cf "$2.part" .
 mv "$2.part" "$2"; rm "$2.log"`
-	if out, err := exec.CommandContext(ctx, "sh", "-c", script, "bootstrap", root, file, b.packages, mirror).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, "sh", "-c", script, "bootstrap", root, file, b.packages, mirror)
+	// What debootstrap mounts ends with it, whatever happens to this program.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("make %s with debootstrap: %w: %s", b.Name, err, out)
 	}
 	return file, nil

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -71,6 +72,41 @@ function request()
 end
 `
 
+// bearing is a wrk script that sends a token.
+func bearing(t string) string {
+	return posting(request) + "wrk.headers['Authorization']='Bearer " + t + "'\n"
+}
+
+// protected is a provider with its issuer, iris, iris-protected, and a client of the two.
+type protected struct {
+	provider               *exec.Cmd
+	gateway, secret, token string
+}
+
+func (b *bench) protectedIris(port int) (p protected, err error) {
+	data := filepath.Join(b.dir, "data-"+strconv.Itoa(port))
+	p.gateway = "http://127.0.0.1:" + strconv.Itoa(port)
+	if p.provider, err = b.start(p.gateway+"/healthz", nil, "bin/faas-predict", "serve", "--port", strconv.Itoa(port),
+		"--listen-address", "127.0.0.1", "--data-dir", data); err != nil {
+		return p, err
+	}
+	if out, err := exec.Command("bin/faas-predict", "deploy", "-f", "stack.yml", "--filter", "iris*", "--gateway", p.gateway, "--data-dir", data).CombinedOutput(); err != nil {
+		return p, fmt.Errorf("deploy iris and iris-protected: %w: %s", err, out)
+	}
+	secret, err := exec.Command("bin/faas-predict", "client", "add", "bench", "--functions", "*", "--gateway", p.gateway, "--data-dir", data).Output()
+	if err != nil {
+		return p, fmt.Errorf("register a client: %w", err)
+	}
+	fetch := exec.Command("bin/faas-predict", "token", "-g", p.gateway, "-u", "bench", "-s")
+	fetch.Stdin = strings.NewReader(string(secret))
+	issued, err := fetch.Output()
+	if err != nil {
+		return p, fmt.Errorf("get a token: %w", err)
+	}
+	p.secret, p.token = strings.TrimSpace(string(secret)), strings.TrimSpace(string(issued))
+	return p, nil
+}
+
 // authRounds are many: the differences are smaller than the noise of one.
 const authRounds = 15
 
@@ -100,27 +136,11 @@ func (b *bench) auth() error {
 	if _, err := b.watchdog(29510, iris, 2, "jwt_auth=true", "authority="+issuer.url, "OPENFAAS_NAME=iris", "OPENFAAS_NAMESPACE=openfaas-fn"); err != nil {
 		return err
 	}
-	data, gateway := filepath.Join(b.dir, "auth-data"), "http://127.0.0.1:29530"
-	if _, err := b.start(gateway+"/healthz", nil, "bin/faas-predict", "serve", "--port", "29530", "--listen-address", "127.0.0.1",
-		"--data-dir", data); err != nil {
+	protected, err := b.protectedIris(29530)
+	if err != nil {
 		return err
 	}
-	if out, err := exec.Command("bin/faas-predict", "deploy", "-f", "stack.yml", "--filter", "iris*", "--gateway", gateway, "--data-dir", data).CombinedOutput(); err != nil {
-		return fmt.Errorf("deploy iris and iris-protected: %w: %s", err, out)
-	}
-	secret, err := exec.Command("bin/faas-predict", "client", "add", "bench", "--functions", "*", "--gateway", gateway, "--data-dir", data).Output()
-	if err != nil {
-		return fmt.Errorf("register a client: %w", err)
-	}
-	fetch := exec.Command("bin/faas-predict", "token", "-g", gateway, "-u", "bench", "-s")
-	fetch.Stdin = strings.NewReader(string(secret))
-	issued, err := fetch.Output()
-	if err != nil {
-		return fmt.Errorf("get a token: %w", err)
-	}
-	bearing := func(t string) string {
-		return posting(request) + "wrk.headers['Authorization']='Bearer " + strings.TrimSpace(t) + "'\n"
-	}
+	gateway := protected.gateway
 	rotated := fmt.Sprintf(rotation, list)
 	open, guarded := "http://127.0.0.1:29500/", "http://127.0.0.1:29510/"
 	comparisons := []struct {
@@ -132,7 +152,7 @@ func (b *bench) auth() error {
 		{what: "with one token, checked, against the same unchecked", url: guarded, script: bearing(tokens[0]), againstURL: open, plain: bearing(tokens[0]), least: 0.97},
 		{what: "with one token, checked, against none sent", url: guarded, script: bearing(tokens[0]), againstURL: open, plain: posting(request), least: 0.97},
 		{what: "1,000 tokens in rotation, checked, against unchecked", url: guarded, script: rotated, againstURL: open, plain: rotated, least: 0.95},
-		{what: "a protected function through the provider, against an open one", url: gateway + "/function/iris-protected", script: bearing(string(issued)),
+		{what: "a protected function through the provider, against an open one", url: gateway + "/function/iris-protected", script: bearing(protected.token),
 			againstURL: gateway + "/function/iris", plain: posting(request), least: 0.97},
 	}
 	for _, c := range comparisons {
@@ -153,7 +173,7 @@ func (b *bench) auth() error {
 	if err := b.firstTimes(); err != nil {
 		return err
 	}
-	form := "wrk.method='POST'\nwrk.body='grant_type=client_credentials&client_id=bench&client_secret=" + strings.TrimSpace(string(secret)) +
+	form := "wrk.method='POST'\nwrk.body='grant_type=client_credentials&client_id=bench&client_secret=" + protected.secret +
 		"'\nwrk.headers['Content-Type']='application/x-www-form-urlencoded'\n"
 	var rates []float64
 	for range rounds {

@@ -1,7 +1,7 @@
 // Command bench prints the figures of docs/performance.md in one run on one machine: ratios, with
 // the noise of the rounds they come from. It needs wrk, bin/fwatchdog and bin/faas-predict.
 //
-// Arguments choose among throughput, auth, stream, worker, queueing, r, operations, gateway, zero, openloop and async;
+// Arguments choose among throughput, path, auth, stream, worker, queueing, r, operations, gateway, zero, openloop and async;
 // without any, all are measured.
 // OF_WATCHDOG=path measures the real of-watchdog in front of Flask and waitress; without it the same
 // Flask application is measured directly.
@@ -33,7 +33,8 @@ import (
 const (
 	request = "5.1,3.5,1.4,0.2"
 	rounds  = 5
-	loadFor = "3s"
+	// loadSeconds is how long one measurement with wrk takes.
+	loadSeconds = 3
 )
 
 func main() {
@@ -111,10 +112,10 @@ func (b *bench) run() (err error) {
 	}
 	fmt.Printf("%d cores shared with the load generator; median of %d rounds, least and most behind it\n\n", cores(), rounds)
 	steps := map[string]func() error{
-		"throughput": b.throughput, "auth": b.auth, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing, "r": b.r, "async": b.async,
+		"throughput": b.throughput, "path": b.path, "auth": b.auth, "stream": b.stream, "worker": b.addWorker, "queueing": b.queueing, "r": b.r, "async": b.async,
 		"operations": b.operations, "gateway": b.gateway, "openloop": b.openLoop, "zero": b.zero,
 	}
-	for _, name := range []string{"throughput", "auth", "stream", "worker", "queueing", "r", "operations", "gateway", "zero", "openloop", "async"} {
+	for _, name := range []string{"throughput", "path", "auth", "stream", "worker", "queueing", "r", "operations", "gateway", "zero", "openloop", "async"} {
 		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], name) {
 			continue
 		}
@@ -154,7 +155,7 @@ func (b *bench) wrk(lua, url string) (float64, error) {
 	if err := os.WriteFile(script, []byte(lua), 0o600); err != nil {
 		return 0, err
 	}
-	out, err := exec.Command("wrk", "-t1", "-c32", "-d"+loadFor, "-s", script, url).CombinedOutput()
+	out, err := exec.Command("wrk", "-t1", "-c32", "-d"+strconv.Itoa(loadSeconds)+"s", "-s", script, url).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("wrk %s: %w: %s", url, err, out)
 	}

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/url"
 	"os"
-	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -147,7 +146,7 @@ func (e *Engine) bundleSecret(w cluster.Workload, object metav1.ObjectMeta) (*co
 		if err != nil {
 			return nil, fmt.Errorf("read provider_ca: %w", err)
 		}
-		data[caKey] = slices.Clip(authorities)
+		data[caKey] = authorities
 	}
 	return &corev1.Secret{ObjectMeta: object, Type: corev1.SecretTypeOpaque, Data: data}, nil
 }

@@ -45,7 +45,7 @@ func (e *Engine) Tail(ctx context.Context, ref backend.Ref, id string, lines int
 	for _, pod := range found.Items {
 		_, previous := endedAt(&pod)
 		raw, err := e.client.CoreV1().Pods(ref.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
-			Container: containerName, Previous: previous, TailLines: new(int64(lines - len(out))), LimitBytes: new(int64(lines) * maxLineBytes),
+			Container: busy(&pod), Previous: previous, TailLines: new(int64(lines - len(out))), LimitBytes: new(int64(lines) * maxLineBytes),
 		}).DoRaw(ctx)
 		if err != nil {
 			continue // a container that has not started yet has no log
@@ -58,6 +58,17 @@ func (e *Engine) Tail(ctx context.Context, ref backend.Ref, id string, lines int
 		}
 	}
 	return strings.Join(out, "\n"), nil
+}
+
+// busy is the container that has something to say: the one that fetches a bundle as long as it does. What it said when
+// it failed is in the pod's status.
+func busy(pod *corev1.Pod) string {
+	for _, s := range pod.Status.InitContainerStatuses {
+		if s.State.Running != nil && s.RestartCount == 0 {
+			return s.Name
+		}
+	}
+	return containerName
 }
 
 // Logs implements cluster.Workloads.

@@ -38,6 +38,7 @@ const (
 type installed struct {
 	*kube.Cluster
 	password  string
+	replicas  int // of providers
 	mu        sync.Mutex
 	providers []corev1.Pod // that serve
 	closed    *store.Store // a registry whose password nobody was given
@@ -74,7 +75,7 @@ func install(ctx context.Context, dir string) (*installed, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &installed{Cluster: c}
+	i := &installed{Cluster: c, replicas: 2}
 	address, _, err := net.SplitHostPort(c.Registry.Host)
 	if err == nil {
 		i.closed, err = store.Open(address, "nobody", rand.Text())
@@ -109,7 +110,7 @@ func (i *installed) upgrade(ctx context.Context, more ...string) error {
 		return err
 	}
 	values := append([]string{
-		"image.repository=" + i.Registry.Host + "/faas-predict", "image.tag=test", "replicas=2", "registrySecret=registry",
+		"image.repository=" + i.Registry.Host + "/faas-predict", "image.tag=test", fmt.Sprintf("replicas=%d", i.replicas), "registrySecret=registry",
 		`settings.plain_registries=` + i.Registry.Host + `\,` + i.Private.Host + `\,` + i.closed.Host,
 		"service.clusterIP=" + i.ServiceAddress(80), fmt.Sprintf("functionUser=%d", user), "networkPolicy.enabled=true",
 	}, more...)
@@ -123,7 +124,7 @@ func (i *installed) upgrade(ctx context.Context, more ...string) error {
 	return nil
 }
 
-// findProviders returns when both serve.
+// findProviders returns when all serve, and no other is left.
 func (i *installed) findProviders(ctx context.Context) error {
 	return wait(ctx, func() error {
 		pods, err := i.Client.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=faas-predict"})
@@ -131,8 +132,8 @@ func (i *installed) findProviders(ctx context.Context) error {
 			return err
 		}
 		serving := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil || !serves(p) })
-		if len(serving) != 2 {
-			return fmt.Errorf("%d providers serve, want 2", len(serving))
+		if len(serving) != i.replicas {
+			return fmt.Errorf("%d providers serve, want %d", len(serving), i.replicas)
 		}
 		i.mu.Lock()
 		defer i.mu.Unlock()

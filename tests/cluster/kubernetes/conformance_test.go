@@ -88,11 +88,17 @@ func bundle(files map[string]string) fs.FS {
 	return out
 }
 
-// KillProvider kills both.
+// KillProvider kills all of them.
 func (i *installed) KillProvider(t *testing.T) {
 	t.Helper()
 	for _, p := range i.providers {
-		must(t, i.KillTask(t.Context(), p.Status.ContainerStatuses[0].ContainerID))
+		must(t, wait(t.Context(), func() error { // after a kill the pod names the container before for a moment
+			now, err := i.Client.CoreV1().Pods(system).Get(t.Context(), p.Name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			return i.KillTask(t.Context(), now.Status.ContainerStatuses[0].ContainerID)
+		}))
 	}
 }
 

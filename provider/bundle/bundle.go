@@ -41,7 +41,7 @@ func (i Images) Inspect(ctx context.Context, image string) (cluster.Image, error
 		return i.bundle(ctx, image)
 	}
 	found, err := i.Others.Inspect(ctx, image)
-	if name, _, _ := strings.Cut(image, ":"); errors.Is(err, backend.ErrInvalid) && backend.ValidName(name) {
+	if name, _, _ := strings.Cut(image, ":"); err != nil && backend.ValidName(name) {
 		err = fmt.Errorf("%w; nor has a model of that name been pushed: faas-predict push DIR --name %s", err, name)
 	}
 	return found, err

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,16 +18,13 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/openfaas/faas-provider/types"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/faas-predict/faas-predict/tests/cluster/conformance"
-	"github.com/faas-predict/faas-predict/tests/cluster/engine"
 	"github.com/faas-predict/faas-predict/tests/cluster/kube"
 	"github.com/faas-predict/faas-predict/tests/cluster/modelimage"
 )
@@ -85,36 +81,27 @@ func keep(t *testing.T) *keeping {
 
 // machine is the address of this machine that the node reaches.
 func (k *keeping) machine() string {
-	host, _, _ := net.SplitHostPort(k.Registry)
+	host, _, _ := net.SplitHostPort(k.Registry.Host)
 	return host
 }
 
 // pushRuntime pushes what watchdog/runtime.Dockerfile makes, less what it builds.
 func (k *keeping) pushRuntime(t *testing.T) string {
 	t.Helper()
-	archive, err := engine.Python.Archive(t.Context(), filepath.Join(root, ".cache", "bases"))
-	must(t, err)
-	packed := archive + ".gz"
-	if _, err := os.Stat(packed); err != nil {
-		out, err := exec.CommandContext(t.Context(), "gzip", "-1", "--keep", "--force", archive).CombinedOutput()
-		if err != nil {
-			t.Fatalf("pack the base: %v %s", err, out)
-		}
-	}
-	base, err := tarball.LayerFromFile(packed)
+	base, err := python()
 	must(t, err)
 	program, err := modelimage.Program("/usr/bin/fwatchdog", filepath.Join(root, "bin", "fwatchdog"))
 	must(t, err)
 	watchdog, err := modelimage.Layer(program)
 	must(t, err)
-	image, err := mutate.AppendLayers(empty.Image, base, watchdog)
+	image, err := mutate.AppendLayers(base, watchdog)
 	must(t, err)
 	image, err = mutate.Config(image, v1.Config{
 		Cmd: []string{"fwatchdog"}, User: "12000:0",
 		Env: []string{"PATH=/usr/bin:/bin", "HOME=/home/app", "PYTHONDONTWRITEBYTECODE=1", "port=8080"},
 	})
 	must(t, err)
-	ref, err := modelimage.Push(t.Context(), image, k.Registry+"/runtime-python3:test")
+	ref, err := modelimage.Push(t.Context(), image, k.Registry, "runtime-python3:test")
 	must(t, err)
 	return ref
 }
@@ -204,13 +191,7 @@ func (k *keeping) pods(t *testing.T, function string) (out []corev1.Pod) {
 // Pushed bundles are held to all that images are held to, and to what they are for.
 func TestPushedBundles(t *testing.T) {
 	k := keep(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			state, _ := k.Run(context.Background(), "kubectl", "-n", namespace, "describe", "pods")
-			log, _ := k.Run(context.Background(), "kubectl", "-n", system, "logs", "--tail", "50", "deployment/faas-predict")
-			t.Logf("%s\nthe provider said:\n%s", state, log)
-		}
-	})
+	k.explain(t)
 	for _, c := range []struct {
 		name string
 		test func(*testing.T)

@@ -50,6 +50,7 @@ func (e *experiments) drawModel() error {
 		return err
 	}
 	p := figure.Plot{
+		LegendLeft: true, LegendBottom: true,
 		Title: "Requests that reach the model, by the probability of a bad token",
 		X:     figure.Axis{Label: "probability of a bad token b"}, Y: figure.Axis{Label: "requests to the model λp, 1/s"},
 	}

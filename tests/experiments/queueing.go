@@ -117,7 +117,7 @@ func (e *experiments) drawQueue() error {
 	}
 	p := figure.Plot{
 		LegendLeft: true,
-		Title:      "Mean wait before predict, which takes 50 ms: fwatchdog against M/M/c and M/D/c",
+		Title:      "Mean wait before a predict of 50 ms",
 		X:          figure.Axis{Label: "load ρ", Min: 0.45, Max: 1}, Y: figure.Axis{Label: "mean wait, ms", Log: true, Min: 1, Max: 10_000},
 	}
 	for k, kind := range kinds {

@@ -71,6 +71,10 @@ func (f Plot) Draw(path string) error {
 		p.Legend.YOffs = -p.Legend.YOffs
 	}
 	p.Legend.Padding = vg.Points(2)
+	p.Legend.XOffs = -vg.Points(4)
+	if p.Legend.Left {
+		p.Legend.XOffs = -p.Legend.XOffs
+	}
 	p.Add(plotter.NewGrid())
 	for _, c := range f.Curves {
 		if err := addCurve(p, c); err != nil {
@@ -85,7 +89,8 @@ func (f Plot) Draw(path string) error {
 	shape(&p.X, f.X)
 	shape(&p.Y, f.Y)
 	canvas := vgsvg.New(20*vg.Centimeter, 15*vg.Centimeter)
-	p.Draw(draw.New(canvas))
+	// gonum/plot reckons with neither half of the last number nor a legend at the edge.
+	p.Draw(draw.Crop(draw.New(canvas), vg.Points(4), -vg.Points(14), vg.Points(4), -vg.Points(4)))
 	file, err := os.Create(path)
 	if err != nil {
 		return err

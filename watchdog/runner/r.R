@@ -28,6 +28,11 @@ local({
   SLOT <- 131072L
   AREA <- 64L
 
+  # What serve is at.
+  IDLE <- 0L; READ <- 1L; PREDICT <- 2L; CHECK <- 3L; ANSWER <- 4L
+
+  NO_UTF8 <- "a string that has no UTF-8"
+
   # Calls in a traceback: of an endless recursion those at both ends.
   TRACEBACK <- 60
 
@@ -146,22 +151,15 @@ local({
     if (length(result) != 1L) return(paste("a character vector of length", length(result)))
     if (is.na(result)) return("NA")
     marked <- Encoding(result)
-    if (marked == "bytes" || marked != "latin1" && !validUTF8(result)) return("a string that has no UTF-8")
+    if (marked == "bytes" || marked != "latin1" && !validUTF8(result)) return(NO_UTF8)
     NULL
   }
 
-  request_text <- function(bytes) {
-    if (length(bytes) > 0L && any(bytes == as.raw(0L))) {
-      stop("the request holds a NUL byte, which a string in R cannot", call. = FALSE)
-    }
-    text <- rawToChar(bytes)
-    Encoding(text) <- "UTF-8"
-    text
-  }
+  holds_nul <- function() simpleError("the request holds a NUL byte, which a string in R cannot")
 
   # Functions of base that would end or unsettle more than the worker.
-  moved <- FALSE
-  go_to <- NULL # setwd, without noting that the model has moved
+  move_noted_in <- new.env() # whose variable moved says that the model has left the bundle's folder
+  go_to <- NULL # setwd, without noting it
   replace_base <- function(name, with) {
     base <- baseenv()
     unlockBinding(name, base)
@@ -175,7 +173,7 @@ local({
     replace_base("q", leave)
     real_setwd <- setwd
     replace_base("setwd", function(dir) {
-      moved <<- TRUE
+      assign("moved", TRUE, envir = move_noted_in)
       real_setwd(dir)
     })
     # Ours are connections too.
@@ -244,11 +242,18 @@ local({
   }
 
   # The hot path. Every call in it that is not needed shows: .Internal is what the function of the same name
-  # calls, less its checks. Answers to requests with HOLD stay in the journal until one without it.
+  # calls, less its checks, and what a loop does not need stands in functions of its own, because R's bytecode
+  # finds the variables of a short piece of code faster. Answers to requests with HOLD stay in the journal
+  # until one without it.
   serve <- function(model, requests, replies, journal_path, slot, home, go, utf8_locale) {
     force(home) # before predict goes elsewhere
-    journal <- !is.null(journal_path)
-    if (journal) {
+    if (is.null(journal_path)) {
+      # Claims go nowhere, and no answer stays.
+      slot <- room <- 0L
+      words <- numeric(AREA %/% 8L)
+      ints <- rep(-1L, AREA %/% 4L)
+    } else {
+      room <- SLOT - AREA
       # Mapped here, where nothing else can refer to the vectors.
       words <- .Internal(mmap_file(journal_path, "double", TRUE, TRUE, FALSE))
       ints <- .Internal(mmap_file(journal_path, "integer", TRUE, TRUE, FALSE))
@@ -259,25 +264,26 @@ local({
     committed <- low + 3L
     claimed_low <- low + 5L
     revoked <- low + 7L
+    revoked_high <- low + 8L
     area <- low + AREA %/% 4L
-    room <- SLOT - AREA
 
-    predict <- model$predict
     no_bytes <- raw()
     filler <- raw(3L)
     position <- 0L # of the first free byte in the area
     tail <- no_bytes # the area's bytes behind its last whole integer
     began <- ended <- .Internal(Sys.time())
-    ids <- list()
-    batch <- list()
+    elapsed <- 0
     lines <- character()
+    head <- integer(6L)
     high <- -1L # half of the last id
-    bytes <- no_bytes
-    payload <- no_bytes
-    kind <- 0L
-    IDLE <- 0L; PREDICT <- 1L; CHECK <- 2L; ANSWER <- 3L
+    request <- result <- failure <- ""
+    payload <- answer <- no_bytes
+    kind <- word <- size <- spare <- start <- count <- 0L
     state <- IDLE
     depth <- length(sys.calls())
+    moved <- FALSE
+    move_noted_in <<- environment()
+    predict <- model$predict # last, which is where R looks first
 
     repeat {
       failure <- tryCatch(withCallingHandlers({
@@ -286,72 +292,56 @@ local({
             # Length, kind and flags, both halves of the id, elapsed.
             head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
             if (length(head) < 6L) return(invisible())
-            began <- .Internal(Sys.time())
             word <- head[2L]
-            bytes <- no_bytes
-            if (head[1L] > 0L) {
-              bytes <- .Internal(readBin(requests, "raw", head[1L], NA_integer_, TRUE, FALSE))
-              if (length(bytes) < head[1L]) return(invisible())
+            # Claim, then look for a revocation. An id is written whole, or half when the other half stays.
+            if (head[4L] == high) {
+              ints[claimed_low] <- head[3L]
+            } else {
+              words[claimed] <- as_word(head[3:4])
+              high <- head[4L]
             }
-            if (journal && !length(batch)) {
-              # Claim, then look for a revocation. An id is written whole, or half when the other half stays.
-              if (head[4L] == high) {
-                ints[claimed_low] <- head[3L]
-              } else {
-                words[claimed] <- as_word(head[3:4])
-                high <- head[4L]
+            state <- READ
+            size <- head[1L]
+            request <- .Internal(readChar(requests, size, TRUE))
+            if (ints[revoked_high] != -1L && below(ints[revoked], ints[revoked_high], head[3:4])) {
+              kind <- SKIPPED
+              payload <- no_bytes
+              ended <- began
+            } else if (word == WITH_MORE) {
+              # A batch is answered by itself: nothing of it can lie in the area.
+              answer <- predict_many(model, requests, head, request, utf8_locale)
+              if (is.null(answer)) return(invisible())
+              .Internal(writeBin(answer, replies, NA_integer_, FALSE, FALSE))
+              .Internal(flush(replies))
+              if (moved) {
+                moved <- FALSE
+                go(home)
               }
-              if (ints[revoked + 1L] != -1L && below(ints[revoked], ints[revoked + 1L], head[3:4])) {
-                kind <- SKIPPED
-                payload <- no_bytes
-                ended <- began
-                state <- ANSWER
-                next
-              }
-            }
-            if (word == WITH_MORE || length(batch)) {
-              ids[[length(ids) + 1L]] <- head[3:4]
-              batch[[length(batch) + 1L]] <- bytes
-              if (word != WITH_MORE) {
-                # A batch is answered by itself: nothing of it can lie in the area.
-                answers <- predict_many(model, ids, batch)
-                .Internal(writeBin(answers, replies, NA_integer_, FALSE, FALSE))
-                .Internal(flush(replies))
-                ids <- list()
-                batch <- list()
-                if (moved) {
-                  moved <<- FALSE
-                  go(home)
-                }
-              }
+              state <- IDLE
               next
-            }
-            state <- PREDICT
-            request <- .Internal(rawToChar(bytes, FALSE))
-            if (!utf8_locale) request <- .Internal(setEncoding(request, "UTF-8"))
-            result <- predict(request)
-            ended <- .Internal(Sys.time())
-            state <- CHECK
-            if (is.character(result) && length(result) == 1L && !is.na(result)) {
-              # enc2utf8 makes something of bytes that are no UTF-8, so it gets only what it is for.
-              marked <- .Internal(Encoding(result))
-              if (marked == "latin1") result <- enc2utf8(result)
-              if (.Internal(validUTF8(result)) && marked != "bytes") {
+            } else {
+              if (.Internal(nchar(request, "bytes", FALSE, FALSE)) != size) stop()
+              if (!utf8_locale) request <- .Internal(setEncoding(request, "UTF-8"))
+              state <- PREDICT
+              began <- .Internal(Sys.time())
+              result <- predict(request)
+              ended <- .Internal(Sys.time())
+              state <- CHECK
+              if (is.character(result) && length(result) == 1L && !is.na(result) &&
+                    .Internal(Encoding(result)) == "unknown" && .Internal(validUTF8(result))) {
                 kind <- RESPONSE
                 payload <- .Internal(charToRaw(result))
               } else {
-                kind <- NOT_STRING
-                payload <- charToRaw("a string that has no UTF-8")
+                answer <- judge(result)
+                kind <- answer$kind
+                payload <- answer$payload
               }
-            } else {
-              kind <- NOT_STRING
-              payload <- charToRaw(unfit(result))
             }
             state <- ANSWER
           }
 
           if (moved) {
-            moved <<- FALSE
+            moved <- FALSE
             go(home)
           }
           # The request's header becomes the answer's.
@@ -365,25 +355,25 @@ local({
           } else {
             head[5:6] <- as_halves(elapsed)
           }
-          head <- .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE))
           size <- size + HEADER
-          if (word == WITH_HOLD && journal && position + size <= room) {
+          if (word == WITH_HOLD && position + size <= room) {
             # Into the journal, which takes integers: with the last bytes that did not fill one.
             spare <- length(tail)
             start <- area + (position - spare) %/% 4L
+            position <- position + size
             size <- size + spare
             count <- (size + 3L) %/% 4L
-            answer <- c(tail, head, payload, filler)
-            ints[(start + 1L):(start + count)] <-
-              .Internal(readBin(answer, "integer", count, NA_integer_, TRUE, FALSE))
-            tail <- if (size %% 4L) answer[(size - size %% 4L + 1L):size] else no_bytes
-            position <- position + size - spare
+            answer <- c(tail, .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE)), payload, filler)
+            ints[(start + 1L):(start + count)] <- .Internal(readBin(answer, "integer", count, NA_integer_, TRUE, FALSE))
+            spare <- size %% 4L
+            tail <- if (spare) answer[(size - spare + 1L):size] else no_bytes
             ints[committed] <- position
           } else {
             if (position >= 4L) {
               .Internal(writeBin(ints[(area + 1L):(area + position %/% 4L)], replies, NA_integer_, FALSE, FALSE))
             }
-            .Internal(writeBin(c(tail, head, payload), replies, NA_integer_, FALSE, FALSE))
+            answer <- c(tail, .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE)), payload)
+            .Internal(writeBin(answer, replies, NA_integer_, FALSE, FALSE))
             .Internal(flush(replies))
             if (position) {
               ints[generation] <- if (ints[generation] == .Machine$integer.max) 0L else ints[generation] + 1L
@@ -397,23 +387,31 @@ local({
       }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) e)
 
       # Only a failure leads here, and what was said of it is the answer.
-      ended <- .Internal(Sys.time())
-      if (state == PREDICT) {
+      if (state == READ) {
         kind <- RAISED
-        if (any(bytes == as.raw(0L)) && grepl("nul", conditionMessage(failure))) {
-          failure <- simpleError("the request holds a NUL byte, which a string in R cannot")
-        }
+        payload <- describe(holds_nul(), character())
+        ended <- began
+      } else if (state == PREDICT) {
+        ended <- .Internal(Sys.time())
+        kind <- RAISED
         payload <- describe(failure, lines)
-        lines <- character()
       } else if (state == CHECK) {
         kind <- NOT_STRING
-        payload <- charToRaw("a string that has no UTF-8")
+        payload <- charToRaw(NO_UTF8)
       } else {
         message("the runner failed: ", explain(failure, lines))
         parallel:::mcexit(70L)
       }
+      lines <- character()
       state <- ANSWER
     }
+  }
+
+  # The answer of predict that is not plainly a string.
+  judge <- function(result) {
+    why <- unfit(result)
+    if (is.null(why)) list(kind = RESPONSE, payload = charToRaw(enc2utf8(result)))
+    else list(kind = NOT_STRING, payload = charToRaw(why))
   }
 
   # An id's two halves as the double that has their bytes.
@@ -428,23 +426,22 @@ local({
   }
 
   answer_frame <- function(id, elapsed, result) {
-    why <- unfit(result)
-    if (is.null(why)) frame(RESPONSE, id, elapsed, charToRaw(enc2utf8(result)))
-    else frame(NOT_STRING, id, elapsed, charToRaw(why))
+    answer <- judge(result)
+    frame(answer$kind, id, elapsed, answer$payload)
   }
 
-  # The frames of a batch's answers, one behind the other; those of strings without further ado.
-  answer_frames <- function(ids, elapsed, results) {
-    count <- length(ids)
+  # The frames of a batch's answers, one behind the other; those of strings without further ado. low and high
+  # are the halves of the ids.
+  answer_frames <- function(low, high, elapsed, results) {
+    count <- length(low)
     if (!is.character(results) || anyNA(results) || !all(.Internal(validUTF8(results))) ||
-          any(.Internal(Encoding(results)) %in% c("latin1", "bytes"))) {
-      return(unlist(lapply(seq_len(count), function(i) answer_frame(ids[[i]], elapsed, results[[i]]))))
+          !all(.Internal(Encoding(results)) %in% c("unknown", "UTF-8"))) {
+      return(unlist(lapply(seq_len(count), function(i) answer_frame(c(low[i], high[i]), elapsed, results[[i]]))))
     }
-    took <- as_halves(elapsed)
-    heads <- .Internal(writeBin(as.vector(rbind(nchar(results, "bytes"), RESPONSE, matrix(unlist(ids), nrow = 2L), took[1L], took[2L])),
-                                raw(), NA_integer_, swap, FALSE))
     # All at once: a step for each answer would take longer than most models do.
-    sizes <- nchar(results, "bytes")
+    sizes <- .Internal(nchar(results, "bytes", FALSE, FALSE))
+    took <- as_halves(elapsed)
+    heads <- .Internal(writeBin(as.vector(rbind(sizes, RESPONSE, low, high, took[1L], took[2L])), raw(), NA_integer_, swap, FALSE))
     texts <- .Internal(charToRaw(paste(.Internal(setEncoding(results, "UTF-8")), collapse = "")))
     frames <- raw(length(heads) + length(texts))
     at <- rep(cumsum(c(0L, sizes[-count] + HEADER)), each = HEADER) + seq_len(HEADER)
@@ -453,39 +450,54 @@ local({
     frames
   }
 
-  # The answers of a batch. One that fails is asked one by one: a bad request must not fail its neighbours.
-  predict_many <- function(model, ids, batch) {
+  # The answers of a batch, whose first request is given and whose others are read; NULL when they do not come.
+  # A batch that fails is asked one by one: a bad request must not fail its neighbours.
+  predict_many <- function(model, requests, head, text, utf8_locale) {
+    texts <- text
+    sizes <- head[1L]
+    low <- head[3L]
+    high <- head[4L]
+    count <- 1L
+    while (head[2L] == WITH_MORE) {
+      head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
+      if (length(head) < 6L) return(NULL)
+      count <- count + 1L
+      sizes[count] <- head[1L]
+      low[count] <- head[3L]
+      high[count] <- head[4L]
+      texts[count] <- .Internal(readChar(requests, head[1L], TRUE))
+    }
+    if (!utf8_locale) texts <- .Internal(setEncoding(texts, "UTF-8"))
+    whole <- .Internal(nchar(texts, "bytes", FALSE, FALSE)) == sizes # R cuts a string at a NUL byte
     began <- .Internal(Sys.time())
     passed <- function() max(1, (.Internal(Sys.time()) - began) * 1e9)
     depth <- length(sys.calls())
-    if (length(batch) > 1L) {
+    if (all(whole)) {
       lines <- character()
       answers <- tryCatch(withCallingHandlers({
         predict_batch <- model$batch
-        bytes <- unlist(batch)
-        if (any(bytes == as.raw(0L))) stop("a request holds a NUL byte, which a string in R cannot", call. = FALSE)
-        texts <- readChar(bytes, lengths(batch), useBytes = TRUE)
-        results <- predict_batch(.Internal(setEncoding(texts, "UTF-8")))
-        if (!is.character(results) && !is.list(results) || length(results) != length(batch)) {
-          stop("predict_batch returned ", length(results), " results for ", length(batch), " requests", call. = FALSE)
+        results <- predict_batch(texts)
+        if (!is.character(results) && !is.list(results) || length(results) != count) {
+          stop("predict_batch returned ", length(results), " results for ", count, " requests", call. = FALSE)
         }
-        answer_frames(ids, passed(), results)
+        answer_frames(low, high, passed(), results)
       }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) {
         message("predict_batch failed; its requests go to predict one at a time:\n", explain(e, lines))
         NULL
       })
       if (!is.null(answers)) return(answers)
     }
-    unlist(lapply(seq_along(ids), function(i) {
+    unlist(lapply(seq_len(count), function(i) {
       began <<- .Internal(Sys.time())
       predict <- model$predict
       depth <- length(sys.calls())
       lines <- character()
       tryCatch(withCallingHandlers({
-        result <- predict(request_text(batch[[i]]))
-        answer_frame(ids[[i]], passed(), result)
+        if (!whole[i]) stop(holds_nul())
+        result <- predict(texts[i])
+        answer_frame(c(low[i], high[i]), passed(), result)
       }, error = function(e) lines <<- show_calls(sys.calls(), depth)),
-      error = function(e) frame(RAISED, ids[[i]], passed(), describe(e, lines)))
+      error = function(e) frame(RAISED, c(low[i], high[i]), passed(), describe(e, lines)))
     }))
   }
 
@@ -574,7 +586,6 @@ local({
     # mcfork turned it off. Before UP it would compile what runs once, which takes longer than the fork.
     compiler::enableJIT(3L)
     # R's own restart of this name would end it with the cleaning up that quit does.
-    moved <<- FALSE # by an init in this process
     withRestarts(serve(model, requests, replies, journal_path, slot, getwd(), go_to, l10n_info()[["UTF-8"]]),
                  abort = function() parallel:::mcexit(70L))
     close(replies)
@@ -629,8 +640,15 @@ local({
     }
   }
 
-  # Compiled here, before the first fork: a function that is called once is not compiled by itself.
-  for (name in c("serve", "predict_many", "answer_frames")) assign(name, compiler::cmpfun(get(name)))
+  # Compiled here, before the first fork: a function that is called once is not compiled by itself. Constants
+  # become part of the code, since R looks for a variable of another function each time anew.
+  constants <- mget(c("HEADER", "AREA", "SLOT", "WITH_MORE", "WITH_HOLD", "RESPONSE", "RAISED", "NOT_STRING", "SKIPPED",
+                      "IDLE", "READ", "PREDICT", "CHECK", "ANSWER", "swap"))
+  for (name in c("serve", "predict_many", "answer_frames")) {
+    hot <- get(name)
+    body(hot) <- do.call(substitute, list(body(hot), constants))
+    assign(name, compiler::cmpfun(hot, list(optimize = 3L)))
+  }
 
   speak_utf8()
   options(warn = 1L)

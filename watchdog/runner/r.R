@@ -151,7 +151,7 @@ local({
     if (length(result) != 1L) return(paste("a character vector of length", length(result)))
     if (is.na(result)) return("NA")
     marked <- Encoding(result)
-    if (marked == "bytes" || marked != "latin1" && !validUTF8(result)) return(NO_UTF8)
+    if (marked != "latin1" && !validUTF8(result)) return(NO_UTF8)
     NULL
   }
 
@@ -265,12 +265,13 @@ local({
     claimed_low <- low + 5L
     revoked <- low + 7L
     revoked_high <- low + 8L
-    area <- low + AREA %/% 4L
+    area <- low + AREA %/% 4L + 1L
 
     no_bytes <- raw()
     filler <- raw(3L)
-    position <- 0L # of the first free byte in the area
-    tail <- no_bytes # the area's bytes behind its last whole integer
+    position <- 0L # bytes of answers in the area
+    free <- area # the first integer of it that is not filled
+    tail <- no_bytes # what lies behind the last that is
     began <- ended <- .Internal(Sys.time())
     elapsed <- 0
     lines <- character()
@@ -278,7 +279,7 @@ local({
     high <- -1L # half of the last id
     request <- result <- failure <- ""
     payload <- answer <- no_bytes
-    kind <- word <- size <- spare <- start <- count <- 0L
+    kind <- word <- size <- count <- 0L
     state <- IDLE
     depth <- length(sys.calls())
     moved <- FALSE
@@ -327,11 +328,15 @@ local({
               result <- predict(request)
               ended <- .Internal(Sys.time())
               state <- CHECK
-              if (is.character(result) && length(result) == 1L && !is.na(result) &&
-                    .Internal(Encoding(result)) == "unknown" && .Internal(validUTF8(result))) {
-                kind <- RESPONSE
-                payload <- .Internal(charToRaw(result))
-              } else {
+              kind <- 0L
+              if (utf8_locale && is.character(result) && length(result) == 1L) {
+                result <- enc2utf8(result)
+                if (.Internal(validUTF8(result))) {
+                  payload <- .Internal(charToRaw(result)) # of NA, its two letters
+                  if (length(payload) != 2L || !is.na(result)) kind <- RESPONSE
+                }
+              }
+              if (kind == 0L) {
                 answer <- judge(result)
                 kind <- answer$kind
                 payload <- answer$payload
@@ -349,37 +354,40 @@ local({
           head[1L] <- size
           head[2L] <- kind
           elapsed <- (ended - began) * 1e9
-          if (elapsed < 2147483647) {
-            head[5L] <- if (elapsed < 1) 1L else as.integer(elapsed)
+          if (elapsed >= 1 && elapsed < 2147483647) {
+            head[5L] <- as.integer(elapsed)
             head[6L] <- 0L
           } else {
-            head[5:6] <- as_halves(elapsed)
+            head[5:6] <- as_halves(max(1, elapsed))
           }
           size <- size + HEADER
           if (word == WITH_HOLD && position + size <= room) {
             # Into the journal, which takes integers: with the last bytes that did not fill one.
-            spare <- length(tail)
-            start <- area + (position - spare) %/% 4L
             position <- position + size
-            size <- size + spare
+            size <- length(tail) + size
             count <- (size + 3L) %/% 4L
             answer <- c(tail, .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE)), payload, filler)
-            ints[(start + 1L):(start + count)] <- .Internal(readBin(answer, "integer", count, NA_integer_, TRUE, FALSE))
-            spare <- size %% 4L
-            tail <- if (spare) answer[(size - spare + 1L):size] else no_bytes
+            ints[free:(free + count - 1L)] <- .Internal(readBin(answer, "integer", count, NA_integer_, TRUE, FALSE))
+            if (size == 4L * count) {
+              tail <- no_bytes
+              free <- free + count
+            } else {
+              tail <- answer[(4L * count - 3L):size]
+              free <- free + count - 1L
+            }
             ints[committed] <- position
           } else {
-            if (position >= 4L) {
-              .Internal(writeBin(ints[(area + 1L):(area + position %/% 4L)], replies, NA_integer_, FALSE, FALSE))
+            if (free > area) {
+              .Internal(writeBin(ints[area:(free - 1L)], replies, NA_integer_, FALSE, FALSE))
             }
             answer <- c(tail, .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE)), payload)
             .Internal(writeBin(answer, replies, NA_integer_, FALSE, FALSE))
             .Internal(flush(replies))
             if (position) {
               ints[generation] <- if (ints[generation] == .Machine$integer.max) 0L else ints[generation] + 1L
-              ints[committed] <- 0L
-              position <- 0L
+              ints[committed] <- position <- 0L
               tail <- no_bytes
+              free <- area
             }
           }
           state <- IDLE

@@ -100,6 +100,32 @@ var cases = []struct {
 		s.want(w, 1, wire.Response, "grüße")
 		s.want(w, 2, wire.Response, "zwei")
 	}},
+	{"a run is answered as its requests are, and may come in pieces", func(s *suite) {
+		w := s.worker("answers")
+		if !w.Runs {
+			return
+		}
+		frames := appendRequest(appendRequest(nil, 1, wire.FlagHold, "echo grüße"), 2, wire.FlagHold, "fail here")
+		frames = appendRequest(appendRequest(frames, 3, wire.FlagHold, ""), 4, 0, "echo vier")
+		run, ok := wire.AppendRun(nil, appendRequest(frames, 5, 0, "echo fünf"))
+		if !ok {
+			s.Fatal("there is no run")
+		}
+		for at := range run {
+			s.send(w, run[at:at+1])
+			if at%7 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		s.want(w, 1, wire.Response, "grüße")
+		for id := uint64(2); id <= 3; id++ {
+			if h, _ := s.next(w); h.ID != id || h.Kind == wire.Response && id == 2 {
+				s.Errorf("request %d gave %+v", id, h)
+			}
+		}
+		s.want(w, 4, wire.Response, "vier")
+		s.want(w, 5, wire.Response, "fünf")
+	}},
 	{"an exception is an answer", func(s *suite) {
 		w := s.worker("answers")
 		s.send(w, appendRequest(nil, 1, 0, "fail Schlüssel ☃"))

@@ -22,6 +22,7 @@ local({
   FORK <- 1L; KILL <- 2L
   HELLO <- 16L; READY <- 17L; INIT_FAILED <- 18L; FORKED <- 19L; EXITED <- 20L
   REQUEST <- 32L; WITH_MORE <- REQUEST + 256L; WITH_HOLD <- REQUEST + 512L # kind and flags as one number
+  RUN <- 33L
   UP <- 48L; RESPONSE <- 49L; RAISED <- 50L; NOT_STRING <- 51L; SKIPPED <- 52L
 
   # The journal: one slot of SLOT bytes a worker, its words first, its answers from AREA on.
@@ -29,7 +30,7 @@ local({
   AREA <- 64L
 
   # What serve is at.
-  IDLE <- 0L; READ <- 1L; PREDICT <- 2L; CHECK <- 3L; ANSWER <- 4L
+  IDLE <- 0L; READ <- 1L; PREDICT <- 2L; CHECK <- 3L; ANSWER <- 4L; BATCH <- 5L
 
   NO_UTF8 <- "a string that has no UTF-8"
 
@@ -222,7 +223,7 @@ local({
   }
 
   capabilities <- function(model, journal) {
-    charToRaw(sprintf('{"batch": %s, "journal": %s}', tolower(!is.null(model$batch)), tolower(journal)))
+    charToRaw(sprintf('{"batch": %s, "journal": %s, "runs": true}', tolower(!is.null(model$batch)), tolower(journal)))
   }
 
   # The journal as memory: R maps a file as a vector, which assignment changes in place while nothing else
@@ -259,7 +260,7 @@ local({
       ints <- .Internal(mmap_file(journal_path, "integer", TRUE, TRUE, FALSE))
     }
     claimed <- slot * (SLOT %/% 8L) + 3L
-    low <- slot * (SLOT %/% 4L)
+    low <- slot * (SLOT %/% 4L) # later: the other half of the last id
     generation <- low + 1L
     committed <- low + 3L
     claimed_low <- low + 5L
@@ -275,7 +276,10 @@ local({
     began <- ended <- .Internal(Sys.time())
     elapsed <- 0
     lines <- character()
-    head <- integer(6L)
+    head <- table <- integer(6L) # of an answer, and of the requests that are read, one behind the other
+    texts <- ""
+    at <- last <- 0L # of the requests that are read: how many were begun, and how many there are
+    cut <- FALSE
     high <- -1L # half of the last id
     request <- result <- failure <- ""
     payload <- answer <- no_bytes
@@ -290,28 +294,47 @@ local({
       failure <- tryCatch(withCallingHandlers({
         repeat {
           if (state == IDLE) {
-            # Length, kind and flags, both halves of the id, elapsed.
-            head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
-            if (length(head) < 6L) return(invisible())
-            word <- head[2L]
-            # Claim, then look for a revocation. An id is written whole, or half when the other half stays.
-            if (head[4L] == high) {
-              ints[claimed_low] <- head[3L]
-            } else {
-              words[claimed] <- as_word(head[3:4])
-              high <- head[4L]
+            if (at == last) {
+              # Length, kind and flags, both halves of the id, elapsed.
+              head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
+              if (length(head) < 6L) return(invisible())
+              at <- 0L
+              if (head[2L] == RUN || head[2L] == WITH_MORE) {
+                run <- read_run(requests, head)
+                if (is.null(run)) return(invisible())
+                table <- run$table
+                texts <- run$texts
+                last <- length(texts)
+              } else {
+                table <- head
+                texts <- .Internal(readChar(requests, head[1L], TRUE))
+                last <- 1L
+              }
+              cut <- any(.Internal(nchar(texts, "bytes", FALSE, FALSE)) != table[6L * seq_len(last) - 5L]) # R does at a NUL byte
+              if (!utf8_locale) texts <- .Internal(setEncoding(texts, "UTF-8"))
             }
-            state <- READ
-            size <- head[1L]
-            request <- .Internal(readChar(requests, size, TRUE))
-            if (ints[revoked_high] != -1L && below(ints[revoked], ints[revoked_high], head[3:4])) {
+            request <- texts[at + 1L]
+            word <- table[6L * at + 2L]
+            # Claim, then look for a revocation. An id is written whole, or half when the other half stays.
+            head[3L] <- low <- table[6L * at + 3L]
+            if (table[6L * at + 4L] == high) {
+              ints[claimed_low] <- low
+            } else {
+              high <- table[6L * at + 4L]
+              words[claimed] <- as_word(c(low, high))
+            }
+            head[4L] <- high
+            at <- at + 1L
+            if (ints[revoked_high] != -1L && below(ints[revoked], ints[revoked_high], c(low, high))) {
               kind <- SKIPPED
               payload <- no_bytes
               ended <- began
             } else if (word == WITH_MORE) {
               # A batch is answered by itself: nothing of it can lie in the area.
-              answer <- predict_many(model, requests, head, request, utf8_locale)
-              if (is.null(answer)) return(invisible())
+              count <- at + match(FALSE, table[6L * at:last - 4L] == WITH_MORE) - 1L
+              state <- BATCH
+              answer <- predict_many(model, texts[at:count], table[(6L * at - 5L):(6L * count)])
+              at <- count
               .Internal(writeBin(answer, replies, NA_integer_, FALSE, FALSE))
               .Internal(flush(replies))
               if (moved) {
@@ -321,20 +344,18 @@ local({
               state <- IDLE
               next
             } else {
-              if (.Internal(nchar(request, "bytes", FALSE, FALSE)) != size) stop()
-              if (!utf8_locale) request <- .Internal(setEncoding(request, "UTF-8"))
+              state <- READ
+              if (cut && .Internal(nchar(request, "bytes", FALSE, FALSE)) != table[6L * at - 5L]) stop()
               state <- PREDICT
               began <- .Internal(Sys.time())
               result <- predict(request)
               ended <- .Internal(Sys.time())
               state <- CHECK
               kind <- 0L
-              if (utf8_locale && is.character(result) && length(result) == 1L) {
-                result <- enc2utf8(result)
-                if (.Internal(validUTF8(result))) {
-                  payload <- .Internal(charToRaw(result)) # of NA, its two letters
-                  if (length(payload) != 2L || !is.na(result)) kind <- RESPONSE
-                }
+              # enc2utf8 makes something of bytes that are no UTF-8, so it gets only what it is for.
+              if (utf8_locale && is.character(result) && length(result) == 1L && .Internal(validUTF8(result))) {
+                payload <- .Internal(charToRaw(enc2utf8(result))) # of NA, its two letters
+                if (length(payload) != 2L || !is.na(result)) kind <- RESPONSE
               }
               if (kind == 0L) {
                 answer <- judge(result)
@@ -392,7 +413,9 @@ local({
           }
           state <- IDLE
         }
-      }, error = function(e) lines <<- show_calls(sys.calls(), depth)), error = function(e) e)
+      }, error = function(e) lines <<- show_calls(sys.calls(), depth),
+         warning = function(w) if (state == IDLE) invokeRestart("muffleWarning")), # of a NUL byte
+      error = function(e) e)
 
       # Only a failure leads here, and what was said of it is the answer.
       if (state == READ) {
@@ -458,25 +481,33 @@ local({
     frames
   }
 
-  # The answers of a batch, whose first request is given and whose others are read; NULL when they do not come.
-  # A batch that fails is asked one by one: a bad request must not fail its neighbours.
-  predict_many <- function(model, requests, head, text, utf8_locale) {
-    texts <- text
-    sizes <- head[1L]
-    low <- head[3L]
-    high <- head[4L]
-    count <- 1L
-    while (head[2L] == WITH_MORE) {
+  # The requests of a run, or of a batch to its end, whose first header is given: their headers, six integers
+  # each, and their texts. NULL when the channel ends before.
+  read_run <- function(requests, head) {
+    table <- integer()
+    texts <- character()
+    repeat {
+      more <- head
+      if (head[2L] == RUN) {
+        more <- .Internal(readBin(requests, "integer", 6L * head[5L], NA_integer_, TRUE, swap))
+        if (length(more) < 6L * head[5L]) return(NULL)
+      }
+      table <- c(table, more)
+      texts <- c(texts, .Internal(readChar(requests, more[6L * seq_len(length(more) %/% 6L) - 5L], TRUE)))
+      if (6L * length(texts) < length(table)) return(NULL)
+      if (table[length(table) - 4L] != WITH_MORE) return(list(table = table, texts = texts))
       head <- .Internal(readBin(requests, "integer", 6L, NA_integer_, TRUE, swap))
       if (length(head) < 6L) return(NULL)
-      count <- count + 1L
-      sizes[count] <- head[1L]
-      low[count] <- head[3L]
-      high[count] <- head[4L]
-      texts[count] <- .Internal(readChar(requests, head[1L], TRUE))
     }
-    if (!utf8_locale) texts <- .Internal(setEncoding(texts, "UTF-8"))
-    whole <- .Internal(nchar(texts, "bytes", FALSE, FALSE)) == sizes # R cuts a string at a NUL byte
+  }
+
+  # The answers of a batch. One that fails is asked one by one: a bad request must not fail its neighbours.
+  predict_many <- function(model, texts, table) {
+    count <- length(texts)
+    table <- matrix(table, nrow = 6L)
+    low <- table[3L, ]
+    high <- table[4L, ]
+    whole <- .Internal(nchar(texts, "bytes", FALSE, FALSE)) == table[1L, ]
     began <- .Internal(Sys.time())
     passed <- function() max(1, (.Internal(Sys.time()) - began) * 1e9)
     depth <- length(sys.calls())
@@ -650,9 +681,9 @@ local({
 
   # Compiled here, before the first fork: a function that is called once is not compiled by itself. Constants
   # become part of the code, since R looks for a variable of another function each time anew.
-  constants <- mget(c("HEADER", "AREA", "SLOT", "WITH_MORE", "WITH_HOLD", "RESPONSE", "RAISED", "NOT_STRING", "SKIPPED",
-                      "IDLE", "READ", "PREDICT", "CHECK", "ANSWER", "swap"))
-  for (name in c("serve", "predict_many", "answer_frames")) {
+  constants <- mget(c("HEADER", "AREA", "SLOT", "WITH_MORE", "WITH_HOLD", "RUN", "RESPONSE", "RAISED", "NOT_STRING",
+                      "SKIPPED", "IDLE", "READ", "PREDICT", "CHECK", "ANSWER", "BATCH", "swap"))
+  for (name in c("serve", "read_run", "predict_many", "answer_frames")) {
     hot <- get(name)
     body(hot) <- do.call(substitute, list(body(hot), constants))
     assign(name, compiler::cmpfun(hot, list(optimize = 3L)))

@@ -29,6 +29,7 @@ type Worker struct {
 	ID      uint64
 	Journal *Journal // nil when the runner keeps none
 	Batch   bool     // the model defines predict_batch
+	Runs    bool     // it takes requests that are written together as one frame
 
 	zygote  *Zygote
 	slot    int
@@ -154,7 +155,7 @@ func (w *Worker) awaitUp(ctx context.Context) error {
 	if err := json.Unmarshal(payload, &caps); err != nil {
 		return fmt.Errorf("start a worker: read its UP: %w", err)
 	}
-	w.Batch = caps.Batch
+	w.Batch, w.Runs = caps.Batch, caps.Runs
 	w.pid.Store(int64(h.Elapsed))
 	w.group.Store(int64(h.Elapsed))
 	if !caps.Journal {
@@ -181,8 +182,13 @@ func (w *Worker) exited(code int) {
 // Pid of the worker's process.
 func (w *Worker) Pid() int { return int(w.pid.Load()) }
 
-// Write sends frames. It blocks while the channel is full, and fails when the worker is gone.
+// Write sends frames, and those of requests as a Run if the worker wants that. It blocks while the channel is full, and fails when the worker is gone.
 func (w *Worker) Write(frames []byte) error {
+	if w.Runs {
+		if run, ok := wire.AppendRun(nil, frames); ok {
+			frames = run
+		}
+	}
 	_, err := w.to.Write(frames)
 	return err
 }

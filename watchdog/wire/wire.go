@@ -7,6 +7,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // Version is what both sides must speak. A runner states its own in HELLO; another is refused.
@@ -49,6 +50,9 @@ const (
 	// Request carries one request, UTF-8. With FlagMore, further requests follow for the same call
 	// of predict_batch.
 	Request Kind = 32
+	// Run is several requests as one frame, for workers that want them so: the headers of all, then the
+	// payloads of all. Elapsed is how many there are.
+	Run Kind = 33
 )
 
 // From a worker to the watchdog.
@@ -103,6 +107,8 @@ type Capabilities struct {
 	Batch bool `json:"batch"`
 	// Journal: workers keep the journal that lets them hold several requests.
 	Journal bool `json:"journal"`
+	// Runs: workers read requests that go out together faster as a Run.
+	Runs bool `json:"runs"`
 }
 
 // AppendHeader appends h to dst.
@@ -111,6 +117,31 @@ func AppendHeader(dst []byte, h Header) []byte {
 	dst = append(dst, byte(h.Kind), h.Flags, 0, 0)
 	dst = binary.LittleEndian.AppendUint64(dst, h.ID)
 	return binary.LittleEndian.AppendUint64(dst, h.Elapsed)
+}
+
+// AppendRun appends the requests in frames to dst as a Run. It reports false, and appends nothing, when
+// they are not at least two whole requests, or too large for one frame.
+func AppendRun(dst, frames []byte) ([]byte, bool) {
+	count, heads := 0, len(dst)+HeaderSize
+	for rest := frames; len(rest) > 0; count++ {
+		h, _, after, _, ok, err := Next(rest)
+		if err != nil || !ok || h.Kind != Request {
+			return dst, false
+		}
+		rest = after
+	}
+	if count < 2 || len(frames) > MaxPayload {
+		return dst, false
+	}
+	dst = AppendHeader(dst, Header{Length: uint32(len(frames)), Kind: Run, Elapsed: uint64(count)})
+	dst = slices.Grow(dst, len(frames))[:heads+count*HeaderSize]
+	for rest, at := frames, heads; len(rest) > 0; at += HeaderSize {
+		_, payload, after, _, _, _ := Next(rest)
+		copy(dst[at:], rest[:HeaderSize])
+		dst = append(dst, payload...)
+		rest = after
+	}
+	return dst, true
 }
 
 // Next splits the first whole frame off buf. When buf holds only part of one it returns ok == false;

@@ -57,6 +57,57 @@ func TestTheHeaderIsWhatTheProtocolSays(t *testing.T) {
 	}
 }
 
+func TestARunHasTheRequestsThatItIsMadeOf(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var frames, heads, payloads []byte
+		count := rapid.IntRange(0, 5).Draw(t, "requests")
+		for range count {
+			payload := rapid.SliceOfN(rapid.Byte(), 0, 50).Draw(t, "payload")
+			head := AppendHeader(nil, Header{
+				Length: uint32(len(payload)), Kind: Request, Flags: rapid.Byte().Draw(t, "flags"), ID: rapid.Uint64().Draw(t, "id"),
+			})
+			frames = append(append(frames, head...), payload...)
+			heads, payloads = append(heads, head...), append(payloads, payload...)
+		}
+		before := []byte("before")
+		cut := frames[:rapid.IntRange(0, len(frames)).Draw(t, "cut")]
+		if run, ok := AppendRun(before, cut); !ok && !bytes.Equal(run, before) || ok && len(cut) < len(frames) && !wholeFrames(cut) {
+			t.Fatalf("%x of %x gave %v %x", cut, frames, ok, run)
+		}
+		run, ok := AppendRun(before, frames)
+		if ok != (count >= 2) {
+			t.Fatalf("%d requests gave %v", count, ok)
+		}
+		if !ok {
+			return
+		}
+		h, payload, rest, _, ok, err := Next(run[len(before):])
+		if err != nil || !ok || len(rest) > 0 || h.Kind != Run || h.Elapsed != uint64(count) ||
+			!bytes.Equal(payload, append(heads, payloads...)) || !bytes.HasPrefix(run, before) {
+			t.Fatalf("%x became %x", frames, run)
+		}
+	})
+}
+
+// wholeFrames reports whether nothing of the last frame is missing.
+func wholeFrames(b []byte) bool {
+	for len(b) > 0 {
+		_, _, rest, _, ok, err := Next(b)
+		if err != nil || !ok {
+			return false
+		}
+		b = rest
+	}
+	return true
+}
+
+func TestOnlyRequestsBecomeARun(t *testing.T) {
+	one := AppendHeader(nil, Header{Kind: Request, ID: 1})
+	if run, ok := AppendRun(nil, append(one, AppendHeader(nil, Header{Kind: Kill, ID: 2})...)); ok {
+		t.Errorf("a frame of another kind became %x", run)
+	}
+}
+
 func TestABrokenFrameIsRefusedBeforeItIsAwaited(t *testing.T) {
 	if _, _, _, _, _, err := Next(AppendHeader(nil, Header{Length: MaxPayload + 1})); err == nil {
 		t.Error("a frame over the limit is taken")

@@ -15,7 +15,7 @@ IMAGE_PREFIX := ghcr.io/faas-predict
 PYTHON_IMAGE := python:3.12-slim
 R_IMAGE := r-base:4.5.1
 
-.PHONY: help build images run test test-cluster engines unit lint bench experiments experiments-short clean setup
+.PHONY: help build images run test test-cluster test-docker test-kubernetes engines unit lint bench experiments experiments-short clean setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,9 +53,15 @@ unit:
 	  $(BIN)/fwatchdog check $$model || exit 1; done
 
 test-cluster: setup build engines ## functions on real container engines; needs root
-	@# One engine at a time: the machine's cores and its addresses are shared. unit has run tests/cluster/process. What
-	@# runs here are clients; the programs under test are those in bin/, as users have them.
-	go test -count=1 -p 1 -timeout 30m $$(go list ./tests/cluster/... | grep -v /process$$)
+	@# The two wait most of the time, and share neither networks nor control groups. unit has run tests/cluster/process.
+	@# What runs here are clients; the programs under test are those in bin/, as users have them.
+	$(MAKE) --no-print-directory --jobs=2 test-docker test-kubernetes
+
+test-docker:
+	go test -count=1 -p 1 -timeout 30m ./tests/cluster/images ./tests/cluster/swarm
+
+test-kubernetes:
+	go test -count=1 -p 1 -timeout 30m ./tests/cluster/kube ./tests/cluster/kubernetes
 
 engines: ## build Kubernetes, etcd and Helm for test-cluster; some minutes, once
 	@mkdir -p $(ENGINES)

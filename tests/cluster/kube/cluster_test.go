@@ -30,8 +30,8 @@ func TestMain(m *testing.M) {
 func TestClusterRunsPodsAndLeavesNothingBehind(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	before := traces(t)
 	dir := filepath.Join(t.TempDir(), "cluster")
+	before := traces(t, dir)
 	began := time.Now()
 	c, err := kube.Start(ctx, "../../../.cache/engines", dir)
 	if err != nil {
@@ -108,7 +108,7 @@ func TestClusterRunsPodsAndLeavesNothingBehind(t *testing.T) {
 		t.Error("stop:", err)
 	}
 	eventually(t, func() error {
-		if after := traces(t); !slices.Equal(before, after) {
+		if after := traces(t, dir); !slices.Equal(before, after) {
 			return fmt.Errorf("left behind: before %q, after %q", before, after)
 		}
 		return nil
@@ -119,8 +119,8 @@ func TestClusterRunsPodsAndLeavesNothingBehind(t *testing.T) {
 }
 
 // traces lists what clusters leave on a machine that are not cleaned up: interfaces, routes, mounts, control groups,
-// network namespaces, firewall rules, processes.
-func traces(t *testing.T) (out []string) {
+// network namespaces, firewall rules, processes that use dir.
+func traces(t *testing.T, dir string) (out []string) {
 	t.Helper()
 	routes, err := exec.Command("ip", "route").Output()
 	if err != nil {
@@ -135,7 +135,7 @@ func traces(t *testing.T) (out []string) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(routes) + string(rules) + string(mounts)) {
-		for _, mark := range []string{"fpnode", "KUBE-", "CNI-", "kubelet", "/cluster/", "cni-"} {
+		for _, mark := range []string{"fpnode", "KUBE-", "CNI-", "kubelet", dir, "cni-"} {
 			if strings.Contains(line, mark) {
 				out = append(out, line)
 				break
@@ -155,7 +155,7 @@ func traces(t *testing.T) (out []string) {
 	}
 	for _, file := range commands {
 		command, _ := os.ReadFile(file) // a process that has ended is none
-		if strings.Contains(string(command), "/cluster/") || strings.HasPrefix(string(command), "/pause") {
+		if strings.Contains(string(command), dir) || strings.HasPrefix(string(command), "/pause") {
 			out = append(out, string(command))
 		}
 	}

@@ -115,6 +115,8 @@ func trouble(pod *corev1.Pod) (failures int, reason string) {
 			reason = s.State.Waiting.Reason + ": " + s.State.Waiting.Message
 		case s.State.Waiting != nil && last != nil:
 			reason = ended(last)
+		case s.State.Running != nil && last != nil && s.Name == fetchName: // the kubelet starts it anew at once
+			reason = ended(last)
 		case s.State.Terminated != nil && (s.State.Terminated.ExitCode != 0 || s.Name == containerName):
 			failures++ // its restart is not counted yet
 			reason = ended(s.State.Terminated)

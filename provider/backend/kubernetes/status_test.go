@@ -81,6 +81,10 @@ func TestTroubleTellsFailuresFromWaiting(t *testing.T) {
 		"ran out of memory once": {
 			status(corev1.ContainerStatus{State: running, RestartCount: 1, LastTerminationState: died}), 1, "",
 		},
+		"fetches anew": {
+			corev1.PodStatus{InitContainerStatuses: []corev1.ContainerStatus{{Name: fetchName, State: running, RestartCount: 1, LastTerminationState: died}}},
+			1, "exit code 137",
+		},
 		"ends again and again": {
 			status(corev1.ContainerStatus{State: waiting("CrashLoopBackOff"), RestartCount: 2, LastTerminationState: died}), 2, "exit code 137, OOMKilled",
 		},

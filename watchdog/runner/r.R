@@ -22,7 +22,7 @@ local({
   FORK <- 1L; KILL <- 2L
   HELLO <- 16L; READY <- 17L; INIT_FAILED <- 18L; FORKED <- 19L; EXITED <- 20L
   REQUEST <- 32L; WITH_MORE <- REQUEST + 256L; WITH_HOLD <- REQUEST + 512L # kind and flags as one number
-  RUN <- 33L
+  RUN <- 33L; PADDED <- 1024L
   UP <- 48L; RESPONSE <- 49L; RAISED <- 50L; NOT_STRING <- 51L; SKIPPED <- 52L
 
   # The journal: one slot of SLOT bytes a worker, its words first, its answers from AREA on.
@@ -249,12 +249,11 @@ local({
   serve <- function(model, requests, replies, journal_path, slot, home, go, utf8_locale) {
     force(home) # before predict goes elsewhere
     if (is.null(journal_path)) {
-      # Claims go nowhere, and no answer stays.
-      slot <- room <- 0L
+      # Claims go nowhere.
+      slot <- 0L
       words <- numeric(AREA %/% 8L)
       ints <- rep(-1L, AREA %/% 4L)
     } else {
-      room <- SLOT - AREA
       # Mapped here, where nothing else can refer to the vectors.
       words <- .Internal(mmap_file(journal_path, "double", TRUE, TRUE, FALSE))
       ints <- .Internal(mmap_file(journal_path, "integer", TRUE, TRUE, FALSE))
@@ -270,20 +269,21 @@ local({
 
     no_bytes <- raw()
     filler <- raw(3L)
-    position <- 0L # bytes of answers in the area
     free <- area # the first integer of it that is not filled
-    tail <- no_bytes # what lies behind the last that is
+    # The last that a header may start at; none where no answer stays. A big-endian machine's integers are not
+    # the wire's.
+    room <- if (is.null(journal_path) || swap) 0L else low + SLOT %/% 4L - 6L
     began <- ended <- .Internal(Sys.time())
     elapsed <- 0
     lines <- character()
-    head <- table <- integer(6L) # of an answer, and of the requests that are read, one behind the other
+    head <- table <- integer(6L) # the headers of the requests that are read, one behind the other
     texts <- ""
     at <- last <- 0L # of the requests that are read: how many were begun, and how many there are
     cut <- FALSE
     high <- -1L # half of the last id
     request <- result <- failure <- ""
     payload <- answer <- no_bytes
-    kind <- word <- size <- count <- 0L
+    kind <- word <- size <- count <- took <- took_high <- 0L
     state <- IDLE
     depth <- length(sys.calls())
     moved <- FALSE
@@ -316,14 +316,13 @@ local({
             request <- texts[at + 1L]
             word <- table[6L * at + 2L]
             # Claim, then look for a revocation. An id is written whole, or half when the other half stays.
-            head[3L] <- low <- table[6L * at + 3L]
+            low <- table[6L * at + 3L]
             if (table[6L * at + 4L] == high) {
               ints[claimed_low] <- low
             } else {
               high <- table[6L * at + 4L]
               words[claimed] <- as_word(c(low, high))
             }
-            head[4L] <- high
             at <- at + 1L
             if (ints[revoked_high] != -1L && below(ints[revoked], ints[revoked_high], c(low, high))) {
               kind <- SKIPPED
@@ -370,44 +369,42 @@ local({
             moved <- FALSE
             go(home)
           }
-          # The request's header becomes the answer's.
           size <- length(payload)
-          head[1L] <- size
-          head[2L] <- kind
           elapsed <- (ended - began) * 1e9
           if (elapsed >= 1 && elapsed < 2147483647) {
-            head[5L] <- as.integer(elapsed)
-            head[6L] <- 0L
+            took <- as.integer(elapsed)
+            took_high <- 0L
           } else {
-            head[5:6] <- as_halves(max(1, elapsed))
+            took_high <- as_halves(max(1, elapsed))[2L]
+            took <- as_halves(max(1, elapsed))[1L]
           }
-          size <- size + HEADER
-          if (word == WITH_HOLD && position + size <= room) {
-            # Into the journal, which takes integers: with the last bytes that did not fill one.
-            position <- position + size
-            size <- length(tail) + size
-            count <- (size + 3L) %/% 4L
-            answer <- c(tail, .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE)), payload, filler)
-            ints[free:(free + count - 1L)] <- .Internal(readBin(answer, "integer", count, NA_integer_, TRUE, FALSE))
-            if (size == 4L * count) {
-              tail <- no_bytes
+          count <- (size + 3L) %/% 4L
+          if (word == WITH_HOLD && free + count <= room) {
+            # Into the journal, which takes integers.
+            ints[free] <- size
+            ints[free + 1L] <- kind + PADDED
+            ints[free + 2L] <- low
+            ints[free + 3L] <- high
+            ints[free + 4L] <- took
+            ints[free + 5L] <- took_high
+            free <- free + 6L
+            if (count) {
+              ints[free:(free + count - 1L)] <-
+                .Internal(readBin(c(payload, filler), "integer", count, NA_integer_, TRUE, FALSE))
               free <- free + count
-            } else {
-              tail <- answer[(4L * count - 3L):size]
-              free <- free + count - 1L
             }
-            ints[committed] <- position
+            ints[committed] <- 4L * (free - area)
           } else {
             if (free > area) {
               .Internal(writeBin(ints[area:(free - 1L)], replies, NA_integer_, FALSE, FALSE))
             }
-            answer <- c(tail, .Internal(writeBin(head, no_bytes, NA_integer_, swap, FALSE)), payload)
-            .Internal(writeBin(answer, replies, NA_integer_, FALSE, FALSE))
+            answer <- c(size, kind, low, high, took, took_high)
+            .Internal(writeBin(c(.Internal(writeBin(answer, no_bytes, NA_integer_, swap, FALSE)), payload),
+                               replies, NA_integer_, FALSE, FALSE))
             .Internal(flush(replies))
-            if (position) {
+            if (free > area) {
               ints[generation] <- if (ints[generation] == .Machine$integer.max) 0L else ints[generation] + 1L
-              ints[committed] <- position <- 0L
-              tail <- no_bytes
+              ints[committed] <- 0L
               free <- area
             }
           }
@@ -681,7 +678,7 @@ local({
 
   # Compiled here, before the first fork: a function that is called once is not compiled by itself. Constants
   # become part of the code, since R looks for a variable of another function each time anew.
-  constants <- mget(c("HEADER", "AREA", "SLOT", "WITH_MORE", "WITH_HOLD", "RUN", "RESPONSE", "RAISED", "NOT_STRING",
+  constants <- mget(c("HEADER", "AREA", "SLOT", "WITH_MORE", "WITH_HOLD", "RUN", "PADDED", "RESPONSE", "RAISED", "NOT_STRING",
                       "SKIPPED", "IDLE", "READ", "PREDICT", "CHECK", "ANSWER", "BATCH", "swap"))
   for (name in c("serve", "read_run", "predict_many", "answer_frames")) {
     hot <- get(name)

@@ -69,6 +69,10 @@ const (
 	Skipped Kind = 52
 )
 
+// FlagPadded of an answer: bytes that mean nothing follow its payload and make its length a multiple of
+// four. Length does not count them.
+const FlagPadded uint8 = 4
+
 // Flags of a Request.
 const (
 	// FlagMore: the batch it belongs to goes on with the next frame.
@@ -164,9 +168,13 @@ func Next(buf []byte) (h Header, payload, rest []byte, need int, ok bool, err er
 	if buf[6] != 0 || buf[7] != 0 {
 		return h, nil, buf, 0, false, fmt.Errorf("frame header of kind %d has non-zero reserved bytes", h.Kind)
 	}
-	need = HeaderSize + int(h.Length)
+	end := HeaderSize + int(h.Length)
+	need = end
+	if h.Flags&FlagPadded != 0 {
+		need = (end + 3) &^ 3
+	}
 	if len(buf) < need {
 		return h, nil, buf, need, false, nil
 	}
-	return h, buf[HeaderSize:need], buf[need:], need, true, nil
+	return h, buf[HeaderSize:end], buf[need:], need, true, nil
 }

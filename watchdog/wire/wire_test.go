@@ -23,6 +23,9 @@ func TestFramesComeBackAsTheyWere(t *testing.T) {
 			}
 			frames = append(frames, frame{h, payload})
 			stream = append(AppendHeader(stream, h), payload...)
+			for n := len(payload); h.Flags&FlagPadded != 0 && n%4 != 0; n++ {
+				stream = append(stream, rapid.Byte().Draw(t, "padding"))
+			}
 		}
 		cut := rapid.IntRange(0, len(stream)).Draw(t, "cut")
 		rest, whole := stream[:cut], 0
@@ -64,7 +67,8 @@ func TestARunHasTheRequestsThatItIsMadeOf(t *testing.T) {
 		for range count {
 			payload := rapid.SliceOfN(rapid.Byte(), 0, 50).Draw(t, "payload")
 			head := AppendHeader(nil, Header{
-				Length: uint32(len(payload)), Kind: Request, Flags: rapid.Byte().Draw(t, "flags"), ID: rapid.Uint64().Draw(t, "id"),
+				Length: uint32(len(payload)), Kind: Request, Flags: rapid.ByteRange(0, FlagMore|FlagHold).Draw(t, "flags"),
+				ID: rapid.Uint64().Draw(t, "id"),
 			})
 			frames = append(append(frames, head...), payload...)
 			heads, payloads = append(heads, head...), append(payloads, payload...)

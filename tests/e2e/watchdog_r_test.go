@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -72,6 +73,64 @@ func TestRAnswers500ForWhatPredictMustNotDo(t *testing.T) {
 	}
 	if a := w.post("pid"); a.body != pid {
 		t.Errorf("the worker was replaced: %s", a)
+	}
+}
+
+// Rows of a stream reach R many at a time. Each still has its own answer, whatever its neighbours are.
+func TestRAnswersEachRowOfAStreamByItself(t *testing.T) {
+	const code = `init <- function() options(warn = 2)
+predict <- function(request) switch(request,
+  fail = stop("not this one"),
+  warn = warning("nor this one"),
+  number = 1,
+  missing = NA_character_,
+  latin1 = iconv("gr\u00fcn", "UTF-8", "latin1"),
+  move = { setwd("/"); "moved" },
+  where = basename(getwd()),
+  leave = quit(status = 3),
+  nchar = "",
+  paste0("<", request, ">"))
+`
+	special := []struct {
+		row, want string
+		status    int
+	}{
+		{`"fail"`, "", 500}, {`"a\u0000b"`, "", 500}, {`"warn"`, "", 500}, {`"number"`, "", 500}, {`"missing"`, "", 500}, {`"leave"`, "", 502},
+		{`"latin1"`, `"grün"`, 0}, {`"move"`, `"moved"`, 0}, {`"nchar"`, `""`, 0}, {`""`, `"<>"`, 0}, {`"NA"`, `"<NA>"`, 0}, {`"☃ ü"`, `"<☃ ü>"`, 0},
+	}
+	const batch = "predict_batch <- function(requests) vapply(requests, predict, \"\", USE.NAMES = FALSE)\n"
+	for name, code := range map[string]string{"alone": code, "batch": code + batch} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := bundle(t, map[string]string{"main.R": code})
+			w := start(t, dir, "interpreter=Rscript", "workers=2")
+			var rows []string
+			for n := range 40 * len(special) {
+				if n%40 == 17 {
+					rows = append(rows, special[n/40].row)
+				} else {
+					rows = append(rows, strconv.Quote(strings.Repeat("x", n%50+1)))
+				}
+			}
+			lines := w.streamed(w.post(strings.Join(rows, "\n"), ndjson))
+			if len(lines) != len(rows) {
+				t.Fatalf("%d rows came back for %d", len(lines), len(rows))
+			}
+			for n, line := range lines {
+				want, status := strings.Replace(rows[n], `"x`, `"<x`, 1), 0
+				want = strings.TrimSuffix(want, `"`) + `>"`
+				if n%40 == 17 {
+					want, status = special[n/40].want, special[n/40].status
+				}
+				if rowStatus(line) != status || status == 0 && line != want {
+					t.Errorf("row %d, %s, gave %s, not %s or status %d", n, rows[n], line, want, status)
+				}
+			}
+			w.wantBody(filepath.Base(dir), w.post("where"))
+			if strings.Contains(w.stderr.String(), "truncating") {
+				t.Error("the log has R's warning of how the runner reads")
+			}
+		})
 	}
 }
 

@@ -135,9 +135,13 @@ func TestWhatIsNotTheVersionIsRefusedAtOnce(t *testing.T) {
 		}, int64(len(zip)) - 1, "is larger than"},
 		"a path that escapes": {v, serve(escaping(t)), 0, "leaves the bundle"},
 		"a link":              {v, serve(link(t)), 0, "is a link"},
-		"401":                 {v, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "invalid credentials", 401) }, 0, "401 Unauthorized: invalid credentials"},
-		"404":                 {v, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no such version", 404) }, 0, "404 Not Found: no such version"},
-		"a redirect":          {v, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.example/", 302) }, 0, "302 Found"},
+		"401": {v, func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "invalid credentials", http.StatusUnauthorized)
+		}, 0, "401 Unauthorized: invalid credentials"},
+		"404": {v, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no such version", http.StatusNotFound) }, 0, "404 Not Found: no such version"},
+		"a redirect": {v, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere.example/", http.StatusFound)
+		}, 0, "302 Found"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked := 0

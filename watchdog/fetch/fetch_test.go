@@ -4,9 +4,12 @@ import (
 	"archive/zip"
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -315,4 +318,25 @@ func TestRPackagesThatAreMissingAreNamed(t *testing.T) {
 	if err := Run(t.Context(), r); err == nil || strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), "packages.txt names noSuchPackage, which is not installed") {
 		t.Errorf("got %v", err)
 	}
+}
+
+func TestOverHTTPSOnlyAKnownAuthorityIsBelieved(t *testing.T) {
+	v, zip := iris(t, nil)
+	var asked atomic.Int32
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); serve(zip)(w, r) }))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	r, _ := request(t, v, serve(zip))
+	r.URL = server.URL
+	if err := Run(t.Context(), r); err == nil || !strings.Contains(err.Error(), "certificate") || asked.Load() > 0 {
+		t.Errorf("with the system's authorities it was asked for %d times: %v", asked.Load(), err)
+	}
+	r.CA = filepath.Join(t.TempDir(), "ca.crt")
+	must(t, os.WriteFile(r.CA, []byte("no certificate"), 0o644))
+	if err := Run(t.Context(), r); err == nil || !strings.Contains(err.Error(), "ca.crt has no certificate (PEM)") {
+		t.Errorf("a file without any: %v", err)
+	}
+	must(t, os.WriteFile(r.CA, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o644))
+	must(t, Run(t.Context(), r))
 }

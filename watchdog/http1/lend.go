@@ -150,6 +150,9 @@ func (l *lentConn) Write(p []byte) (int, error) { return l.io.Write(p) }
 func (l *lentConn) SetReadDeadline(at time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.ended { // by Shutdown, while net/http was about to wait for the next request
+		return net.ErrClosed
+	}
 	l.readBy = at
 	l.changed.Broadcast()
 	return l.Conn.SetReadDeadline(at)

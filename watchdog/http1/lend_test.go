@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -84,16 +85,21 @@ func TestPipelinedCallsStayInOrderAcrossNetHTTP(t *testing.T) {
 
 func TestALentCallsContextEndsWhenTheCallerIsGoneAndNotBefore(t *testing.T) {
 	began, ends := make(chan struct{}), make(chan error, 1)
+	var gone atomic.Bool
 	_, dial, _ := lending(t, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body) // net/http looks for the caller's end once it has the whole request
 		if r.URL.Path != "/rest/wait" {
 			return
 		}
 		began <- struct{}{}
+		patience := 100 * time.Millisecond // to see that nothing happens
+		if gone.Load() {
+			patience = 10 * time.Second
+		}
 		select {
 		case <-r.Context().Done():
 			ends <- nil
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(patience):
 			ends <- context.DeadlineExceeded
 		}
 	})
@@ -107,6 +113,7 @@ func TestALentCallsContextEndsWhenTheCallerIsGoneAndNotBefore(t *testing.T) {
 	}
 	read(t, in)
 	read(t, in)
+	gone.Store(true)
 	io.WriteString(c, callOf("/rest/wait", "3"))
 	<-began
 	c.Close()
@@ -137,6 +144,7 @@ func TestALentConnectionEndsWhereNetHTTPEndsIt(t *testing.T) {
 }
 
 func TestALentConnectionCanBeHijacked(t *testing.T) {
+	first := make(chan struct{})
 	_, dial, _ := lending(t, func(w http.ResponseWriter, r *http.Request) {
 		c, in, err := http.NewResponseController(w).Hijack()
 		if err != nil {
@@ -145,12 +153,13 @@ func TestALentConnectionCanBeHijacked(t *testing.T) {
 		}
 		defer c.Close()
 		line, _ := in.ReadString('\n')
+		close(first)
 		second, _ := in.ReadString('\n')
 		fmt.Fprint(c, line, second)
 	})
 	c := dial()
 	io.WriteString(c, callOf("/rest", "")+"one\n")
-	time.Sleep(20 * time.Millisecond)
+	<-first
 	io.WriteString(c, "two\n")
 	if all, err := io.ReadAll(c); err != nil || string(all) != "one\ntwo\n" {
 		t.Errorf("got %q, %v", all, err)

@@ -43,7 +43,7 @@ type Server struct {
 	Rest *http.Server
 	// HeadTimeout bounds how long a connection may take to send the head of its first request, and the
 	// head of a later one from its first byte; 0 does not. While shutting down it is all that is left to
-	// a request of which a part has come.
+	// a request of which a part has come, but for one that is lent to Rest, whose limits hold.
 	HeadTimeout time.Duration
 	// ReadTimeout bounds how long a request that has begun may take to come whole; 0 does not.
 	ReadTimeout time.Duration

@@ -44,6 +44,7 @@ type Server struct {
 	inFlight atomic.Int64
 	leaving  atomic.Bool // SIGTERM came: unhealthy, but still serving
 	held     atomic.Int64
+	long     chan struct{}         // room for long lines of streams
 	open     atomic.Bool           // the examples were answered as the bundle says: calls are taken
 	failure  atomic.Pointer[error] // why the model will never be ready
 	lock     string                // path of the lock file, "" when there is none
@@ -53,7 +54,7 @@ type Server struct {
 // to skip healthcheck_interval, as for an interactive interrupt. It returns an error when the model
 // failed to initialise, a port is taken, or requests were left unanswered.
 func Run(ctx context.Context, settings Settings, bundle *model.Bundle, logs *Logs, now func() bool) error {
-	s := &Server{settings: settings, bundle: bundle, logger: logs.Logger}
+	s := &Server{settings: settings, bundle: bundle, logger: logs.Logger, long: make(chan struct{}, heldBodies)}
 	startMethod := bundle.StartMethod
 	if settings.StartMethod != "" {
 		startMethod = settings.StartMethod

@@ -14,6 +14,10 @@ import (
 	"github.com/faas-predict/faas-predict/watchdog/pool"
 )
 
+// lineBuffer is up to how long a line needs no room of its own. Of longer ones no more than heldBodies of
+// all streams are in memory at once.
+const lineBuffer = 64 << 10
+
 // flushPatience is how long an answer may wait for the next one, when there is a next one on its way,
 // so that they leave with one write.
 const flushPatience = time.Millisecond
@@ -24,6 +28,7 @@ type row struct {
 	isJSON  bool       // the line was a JSON value other than a string, and so may its answer be
 	call    *pool.Call // nil when bad says why there is none
 	bad     *problem
+	long    bool // it holds room for a long line
 }
 
 // stream answers NDJSON: a row in, a row out, in order. A row given as a JSON string is predict's
@@ -49,13 +54,20 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, id string) int {
 	// The client learns at once that its rows are welcome, before it has sent any.
 	_ = control.Flush()
 
-	ctx, cancel := context.WithCancel(r.Context())
+	in := &sender{body: r.Body, control: control, limit: s.settings.ReadTimeout}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
+	defer context.AfterFunc(r.Context(), func() {
+		// net/http takes a sender that is silent for too long for one that is gone.
+		if !in.silent() {
+			cancel()
+		}
+	})()
 	runs := make(chan []row, 16)
 	ahead := newRowsAhead()
 	go func() {
 		defer close(runs)
-		s.readRows(ctx, control, r, id, ahead, runs)
+		s.readRows(ctx, in, r, id, ahead, runs)
 	}()
 	predict, left := s.writeRows(ctx, control, w, id, ahead, runs)
 	cancel()
@@ -71,35 +83,44 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, id string) int {
 
 // readRows submits each line. It blocks while enough rows are under way, which is what slows the sender
 // down.
-func (s *Server) readRows(ctx context.Context, control *http.ResponseController, r *http.Request, id string, ahead *rowsAhead, runs chan<- []row) {
+func (s *Server) readRows(ctx context.Context, from *sender, r *http.Request, id string, ahead *rowsAhead, runs chan<- []row) {
 	// Rows may be under way long after the last has come.
-	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	defer from.close()
 	limit := int(s.settings.MaxBodyBytes)
-	in := bufio.NewReaderSize(r.Body, 64<<10)
+	in := bufio.NewReaderSize(from, lineBuffer)
 	for more := true; more; {
 		var run []row
 		var lines []byte // of the run
 		most := s.pool.Ahead()
 		// Rows that came together are handed over together.
 		for more && (len(run) == 0 || len(run) < most/runsAhead && lineBuffered(in)) {
-			if in.Buffered() == 0 && s.settings.ReadTimeout > 0 {
-				_ = control.SetReadDeadline(time.Now().Add(s.settings.ReadTimeout))
-			}
-			line, rest, tooLong, err := readLine(in, lines, limit)
-			lines = rest
+			long := false
+			line, rest, tooLong, err := readLine(in, lines, limit, func() bool {
+				long = s.holdLong(ctx)
+				return long
+			})
 			more = err == nil
-			if err != nil && !errors.Is(err, io.EOF) {
+			var next row
+			switch trimmed := bytes.TrimSpace(line); {
+			case err != nil && !errors.Is(err, io.EOF):
 				status, detail := unreadBody(err, s.settings.ReadTimeout)
 				p := newProblem(status, detail)
-				run = append(run, row{bad: &p})
-			} else if trimmed := bytes.TrimSpace(line); tooLong || len(trimmed) > 0 {
-				run = append(run, parseRow(trimmed, tooLong))
+				next.bad = &p
+			case tooLong || len(trimmed) > 0:
+				next = parseRow(trimmed, tooLong)
+			default: // the line's room is the next one's
+				lines = rest[:len(lines)]
+				s.release(long)
+				continue
 			}
+			next.long = long
+			lines, run = rest, append(run, next)
 		}
 		if len(run) == 0 {
 			return
 		}
 		if !ahead.enter(run, most) {
+			s.abandon(ctx, run)
 			return
 		}
 		s.submitRows(ctx, r, id, run)
@@ -118,6 +139,24 @@ func (s *Server) abandon(ctx context.Context, run []row) {
 		if left.call != nil {
 			_, _ = s.pool.Wait(ctx, left.call)
 		}
+		s.release(left.long)
+	}
+}
+
+// holdLong blocks until one more long line may be in memory, and reports false when ctx ends before.
+func (s *Server) holdLong(ctx context.Context) bool {
+	select {
+	case s.long <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// release makes room for another long line, if this was one.
+func (s *Server) release(long bool) {
+	if long {
+		<-s.long
 	}
 }
 
@@ -128,8 +167,9 @@ func lineBuffered(in *bufio.Reader) bool {
 }
 
 // readLine returns the next line without its end. A line over limit is skipped and reported. One that
-// came whole is put behind lines, whose new extent is the second result.
-func readLine(in *bufio.Reader, lines []byte, limit int) (line, _ []byte, tooLong bool, err error) {
+// came whole is put behind lines, whose new extent is the second result. Before it keeps one that does not
+// fit in's buffer it calls hold, and gives up where that reports false.
+func readLine(in *bufio.Reader, lines []byte, limit int, hold func() bool) (line, _ []byte, tooLong bool, err error) {
 	part, err := in.ReadSlice('\n')
 	if err == nil && len(part) <= limit+1 {
 		if lines == nil {
@@ -138,6 +178,9 @@ func readLine(in *bufio.Reader, lines []byte, limit int) (line, _ []byte, tooLon
 		begin := len(lines)
 		lines = append(lines, bytes.TrimSuffix(part, []byte("\n"))...)
 		return lines[begin:len(lines):len(lines)], lines, false, nil
+	}
+	if errors.Is(err, bufio.ErrBufferFull) && !hold() {
+		return nil, lines, false, context.Canceled
 	}
 	for {
 		if len(line)+len(part) > limit+1 {
@@ -280,6 +323,7 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 		}
 		out = append(out, '\n')
 		ahead.leave(next)
+		s.release(next.long)
 		if len(out) >= 32<<10 && !flush() {
 			return predict, left
 		}

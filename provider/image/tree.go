@@ -63,11 +63,17 @@ func (t *tree) add(ctx context.Context, layer io.Reader, folder string) (changed
 		switch {
 		case base == opaque:
 			if inside, ok := within(dir, folder); ok {
+				if err := t.count(inside); err != nil {
+					return changed, err
+				}
 				gone[inside], changed = true, true
 			}
 			continue
 		case strings.HasPrefix(base, whiteout):
 			if inside, ok := within(path.Join(dir, base[len(whiteout):]), folder); ok {
+				if err := t.count(inside); err != nil {
+					return changed, err
+				}
 				gone[inside], changed = true, true
 			}
 			continue
@@ -117,9 +123,20 @@ func (t *tree) hidden(name string) bool {
 	return t.gone["."]
 }
 
-func (t *tree) put(content io.Reader, entry *tar.Header, name string, gone map[string]bool) error {
+// count takes note of an entry, whatever it is: each is remembered until all layers are read.
+func (t *tree) count(name string) error {
 	if t.files++; t.files > t.limits.MaxFiles {
 		return tooLarge("", "has more than %d entries, which is what is allowed", t.limits.MaxFiles)
+	}
+	if name == "." {
+		return nil
+	}
+	return model.CheckPath(name)
+}
+
+func (t *tree) put(content io.Reader, entry *tar.Header, name string, gone map[string]bool) error {
+	if err := t.count(name); err != nil {
+		return err
 	}
 	switch entry.Typeflag {
 	case tar.TypeDir:

@@ -3,9 +3,12 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/faas-predict/faas-predict/watchdog/model"
@@ -28,6 +31,39 @@ func archive(entries ...tar.Header) []byte {
 		panic(err)
 	}
 	return out.Bytes()
+}
+
+// What is remembered of a layer is bounded, however little of it becomes a file.
+func TestALayerOfNamesAloneIsRefused(t *testing.T) {
+	var whiteouts, folders []tar.Header
+	for n := range 11 {
+		whiteouts = append(whiteouts, tar.Header{Name: fmt.Sprintf("%s.wh.%d", at, n), Typeflag: tar.TypeReg})
+		folders = append(folders, tar.Header{Name: fmt.Sprintf("%s%d/", at, n), Typeflag: tar.TypeDir})
+	}
+	long := strings.Repeat("a/", 600)
+	for name, c := range map[string]struct {
+		layer []byte
+		rule  string
+	}{
+		"whiteouts":               {archive(whiteouts...), "more than 10 entries"},
+		"folders":                 {archive(folders...), "more than 10 entries"},
+		"a whiteout's long path":  {archive(tar.Header{Name: at + long + ".wh.x", Typeflag: tar.TypeReg}), "longer than 1024"},
+		"an opaque folder's path": {archive(tar.Header{Name: at + long + ".wh..wh..opq", Typeflag: tar.TypeReg}), "longer than 1024"},
+		"a folder's long path":    {archive(tar.Header{Name: at + long, Typeflag: tar.TypeDir}), "longer than 1024"},
+		"a file's long path":      {archive(tar.Header{Name: at + long + "x", Typeflag: tar.TypeReg}), "longer than 1024"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree, err := newTree(t.TempDir(), model.Limits{MaxFiles: 10, MaxFileBytes: 64, MaxBytes: 128})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tree.close()
+			var refusal *model.RefusedError
+			if _, err := tree.add(t.Context(), bytes.NewReader(c.layer), Folder); !errors.As(err, &refusal) || !strings.Contains(refusal.Rule, c.rule) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
 }
 
 // Whatever two layers hold, nothing is written but plain files and folders inside the bundle's folder, and no more of

@@ -63,7 +63,7 @@ func Extract(ctx context.Context, file, dir string, limits Limits) error {
 			return err
 		}
 		name := strings.TrimSuffix(entry.Name, "/")
-		if err := checkPath(name); err != nil {
+		if err := CheckPath(name); err != nil {
 			return err
 		}
 		if Ignored(name) {

@@ -166,7 +166,7 @@ func listFiles(root *os.Root) ([]File, error) {
 		if entry.IsDir() {
 			return nil
 		}
-		if err := checkPath(name); err != nil {
+		if err := CheckPath(name); err != nil {
 			return err
 		}
 		if !entry.Type().IsRegular() {
@@ -189,8 +189,8 @@ func listFiles(root *os.Root) ([]File, error) {
 
 const maxPathBytes = 1024
 
-// checkPath holds a path inside a bundle to what every file system and every shell can take.
-func checkPath(name string) error {
+// CheckPath holds a slash-separated path inside a bundle to what every file system and every shell can take.
+func CheckPath(name string) error {
 	switch {
 	case !utf8.ValidString(name):
 		return refused(fmt.Sprintf("%q", name), "has a name that is not UTF-8")

@@ -25,7 +25,7 @@ func CheckList(files []File, limits Limits) ([]File, error) {
 	seen := make(map[string]bool, len(files))
 	var total int64
 	for _, f := range files {
-		if err := checkPath(f.Path); err != nil {
+		if err := CheckPath(f.Path); err != nil {
 			return nil, err
 		}
 		if Ignored(f.Path) {

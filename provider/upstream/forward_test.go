@@ -31,8 +31,10 @@ type front struct {
 	client *http.Client
 }
 
-func newFront(t testing.TB, socket string) *front {
-	f := &front{pool: NewPool(socket, "", 64), client: &http.Client{Transport: &http.Transport{}}}
+func newFront(t testing.TB, socket string) *front { return newFrontTo(t, NewPool(socket, "", 64)) }
+
+func newFrontTo(t testing.TB, pool *Pool) *front {
+	f := &front{pool: pool, client: &http.Client{Transport: &http.Transport{}}}
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, err := f.pool.Forward(w, r, r.URL.RequestURI(), r.Host, r.Header)
 		f.last.Store(fmt.Sprint(err))

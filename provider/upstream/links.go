@@ -17,8 +17,8 @@ import (
 
 // links keeps one link to the process, opened at the first call that can use it.
 type links struct {
-	socket  string
-	current atomic.Pointer[link.Client]
+	network, address string // as link.Dial takes them; no address: nowhere
+	current          atomic.Pointer[link.Client]
 
 	opening sync.Mutex // guards what is below
 	retry   time.Time  // not before
@@ -35,7 +35,7 @@ func (l *links) get(ctx context.Context) *link.Client {
 	if c != nil && !c.Broken() {
 		return c
 	}
-	if l.socket == "" || !l.opening.TryLock() {
+	if l.address == "" || !l.opening.TryLock() {
 		return nil
 	}
 	defer l.opening.Unlock()
@@ -45,7 +45,7 @@ func (l *links) get(ctx context.Context) *link.Client {
 	l.current.Store(nil) // it closes by itself when the calls that are out are answered
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	c, err := link.Dial(ctx, l.socket)
+	c, err := link.Dial(ctx, l.network, l.address)
 	if err != nil {
 		l.retry = time.Now().Add(linkPause)
 		return nil

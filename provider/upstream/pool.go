@@ -1,8 +1,8 @@
 // Package upstream carries an HTTP request to a function's process or container and its answer back, by
 // one of two ways.
 //
-// A small request to a process of this machine goes over a link (see watchdog/link), where calls that
-// are ready together share their system calls.
+// A small request goes over a link (see watchdog/link), where calls that are ready together share their
+// system calls.
 //
 // What streams, is large, or finds no link goes over HTTP/1.1, by a client of our own: net/http's
 // Transport reads and writes each connection in goroutines of its own, two hand-overs a call, which
@@ -56,12 +56,12 @@ type Pool struct {
 // keeps at most maxIdle idle connections and opens none yet. linkSocket is where the process takes
 // links, "" for nowhere.
 func NewPool(socket, linkSocket string, maxIdle int) *Pool {
-	return &Pool{network: "unix", address: socket, maxIdle: maxIdle, links: links{socket: linkSocket}}
+	return &Pool{network: "unix", address: socket, maxIdle: maxIdle, links: links{network: "unix", address: linkSocket}}
 }
 
-// NewTCPPool is NewPool for a container that serves HTTP at address, HOST:PORT.
+// NewTCPPool is NewPool for a container that serves HTTP, and takes links, at address, HOST:PORT.
 func NewTCPPool(address string, maxIdle int) *Pool {
-	return &Pool{network: "tcp", address: address, maxIdle: maxIdle}
+	return &Pool{network: "tcp", address: address, maxIdle: maxIdle, links: links{network: "tcp", address: address}}
 }
 
 // Close closes the idle connections and the link, and connections in use when their call ends. Safe

@@ -183,6 +183,7 @@ func endpoints(t *testing.T) [][]string {
 	})
 	add("fwatchdog on admin_socket", "GET", "/metrics")
 	add("fwatchdog on admin_socket", "GET", link.Path)
+	add("fwatchdog", "GET", link.Path)
 	var rows [][]string
 	for k, all := range methods {
 		slices.Sort(all)
@@ -201,7 +202,7 @@ func who(program, path string) string {
 		return "administrators, pods of the version"
 	case strings.HasPrefix(path, "/system"):
 		return "administrators"
-	case strings.HasPrefix(path, "/function/"), program == "fwatchdog" && path == "/":
+	case strings.HasPrefix(path, "/function/"), program == "fwatchdog" && (path == "/" || path == link.Path):
 		return "whom the function lets"
 	case strings.HasPrefix(path, "/oauth/") && path != "/oauth/revocations":
 		return "registered clients"

@@ -7,7 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/faas-predict/faas-predict/watchdog/nonblock"
 )
@@ -47,9 +52,22 @@ type Client struct {
 	done    chan struct{} // the reader ended
 }
 
-// Dial asks the watchdog at the Unix socket for a link.
-func Dial(ctx context.Context, socket string) (*Client, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+// unacknowledged is how long a machine may leave bytes unacknowledged: one that is gone says nothing, and would hold
+// calls for a quarter of an hour.
+const unacknowledged = 10 * time.Second
+
+// Dial asks the watchdog at an address, "unix" or "tcp" as for net.Dial, for a link.
+func Dial(ctx context.Context, network, address string) (*Client, error) {
+	dialer := net.Dialer{Control: func(network, _ string, c syscall.RawConn) (err error) {
+		if strings.HasPrefix(network, "tcp") {
+			controlErr := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unacknowledged.Milliseconds()))
+			})
+			err = errors.Join(err, controlErr)
+		}
+		return err
+	}}
+	conn, err := dialer.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, fmt.Errorf("open link: %w", err)
 	}

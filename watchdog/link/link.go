@@ -1,5 +1,5 @@
-// Package link carries many small HTTP calls at once over one Unix-socket connection between a
-// provider and the watchdogs it started.
+// Package link carries many small HTTP calls at once over one connection between a provider and a
+// watchdog.
 //
 // A call over HTTP costs each side a read, a write and a wake-up of its own. Over a link, whatever
 // calls are ready at the same time share them: with 32 callers that is a fraction of a system call

@@ -40,7 +40,7 @@ func serve(t testing.TB, h http.HandlerFunc) (*Acceptor, string) {
 }
 
 func dial(t testing.TB, socket string) *Client {
-	c, err := Dial(context.Background(), socket)
+	c, err := Dial(context.Background(), "unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestOtherServersRefuseALink(t *testing.T) {
 	s := &http.Server{Handler: http.NotFoundHandler()}
 	go s.Serve(l)
 	defer s.Close()
-	if _, err := Dial(t.Context(), socket); err == nil || !strings.Contains(err.Error(), "404") {
+	if _, err := Dial(t.Context(), "unix", socket); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("got %v", err)
 	}
 	_, socket = serve(t, echo)

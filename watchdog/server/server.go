@@ -143,16 +143,24 @@ func listenUnix(path string) (net.Listener, error) {
 func (s *Server) serve(ctx context.Context, l listeners, now func() bool) error {
 	const idle, head = 2 * time.Minute, 10 * time.Second
 	handler := s.functionHandler()
+	links := &link.Acceptor{Handler: handler}
+	// What may be called here may be called over a link as well. A request for one is never a short call.
+	rest := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == link.Path && r.Header.Get("Upgrade") == link.Protocol {
+			links.ServeHTTP(w, r)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})
 	function := &http1.Server{
 		Handler: handler, Takes: func(r *http.Request) bool { return !isStream(r) },
 		HeadTimeout: head, ReadTimeout: s.settings.ReadTimeout, WriteTimeout: s.settings.WriteTimeout, IdleTimeout: idle,
 		Logger: s.logger,
 		Rest: &http.Server{
-			Handler: handler, ReadHeaderTimeout: head, ReadTimeout: s.settings.ReadTimeout, IdleTimeout: idle,
+			Handler: rest, ReadHeaderTimeout: head, ReadTimeout: s.settings.ReadTimeout, IdleTimeout: idle,
 			MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 		},
 	}
-	links := &link.Acceptor{Handler: handler}
 	owner := http.NewServeMux()
 	owner.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
 	ended := make(chan error, 3)

@@ -200,6 +200,16 @@ func TestShutdownAnswersWhatIsIn(t *testing.T) {
 	}
 }
 
+func TestALinkThatComesAfterTheEndIsRefused(t *testing.T) {
+	a, socket := serve(t, echo)
+	if err := a.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(t.Context(), "unix", socket); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestShutdownUnderLoadLeavesNoCallInDoubt(t *testing.T) {
 	for range 30 {
 		var ran atomic.Int64

@@ -41,10 +41,18 @@ func (a *Acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	s := &session{acceptor: a, w: writer{conn: conn, to: nonblock.Of(conn)}, handler: a.Handler, cancels: map[uint64]context.CancelFunc{}}
-	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Protocol); err != nil || !a.enter(s) {
+	// The answer comes before every frame, and is yes only if Shutdown will hear of this link: a caller with a link may
+	// count on being told what became of its calls.
+	answer, err := s.w.lock()
+	if err != nil {
+		return
+	}
+	if !a.enter(s) {
+		s.w.unlock(append(answer, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"...))
 		return
 	}
 	defer a.leave(s)
+	s.w.unlock(fmt.Appendf(answer, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", Protocol))
 	// What the client sent right behind its request is in the reader that it was parsed from.
 	s.serve(bufio.NewReaderSize(io.MultiReader(io.LimitReader(buffered, int64(buffered.Reader.Buffered())), nonblock.Of(conn)), 64<<10))
 }

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // What R's starter, the shell script R, says for the shell: where R is installed, and in etc/ldpaths the values of what
@@ -72,6 +74,34 @@ func withoutShell(interpreter string, environ []string) (program string, more []
 	set("LD_LIBRARY_PATH", strings.Join(libraries, ":"))
 	set("R_ARCH", "")
 	return program, more, true
+}
+
+// profileWithoutShell is what R reads as its site profile where there is no shell. R looks for the program uname when it
+// loads the package utils, by Sys.which, which asks a shell; without one nothing that it could find could be run. The site
+// profile that R would have read comes next.
+const profileWithoutShell = `local({
+  unlockBinding("Sys.which", baseenv())
+  assign("Sys.which", function(names) structure(character(length(names)), names = names), envir = baseenv())
+  lockBinding("Sys.which", baseenv())
+  site <- Sys.getenv("FWATCHDOG_R_PROFILE", file.path(R.home("etc"), "Rprofile.site"))
+  if (file.exists(site)) sys.source(site, envir = baseenv())
+})
+`
+
+// profile returns what has to be in R's environment besides where there is no shell; a file in dir belongs to it.
+func profile(dir string) ([]string, error) {
+	if unix.Access("/bin/sh", unix.X_OK) == nil {
+		return nil, nil
+	}
+	file := filepath.Join(dir, "profile.R")
+	if err := os.WriteFile(file, []byte(profileWithoutShell), 0o600); err != nil {
+		return nil, err
+	}
+	out := []string{"R_PROFILE=" + file}
+	if own, set := os.LookupEnv("R_PROFILE"); set {
+		out = append(out, "FWATCHDOG_R_PROFILE="+own)
+	}
+	return out, nil
 }
 
 // isBinary reports whether the kernel runs the file by itself, not by a shell.

@@ -156,8 +156,12 @@ func (z *Zygote) start(ctx context.Context, interpreter, file string, source []b
 	z.cmd = exec.Command(interpreter, append([]string{script}, arguments...)...)
 	z.cmd.Env = withHugePages(os.Environ())
 	if program, more, ok := withoutShell(interpreter, z.cmd.Env); ok {
+		site, err := profile(z.dir)
+		if err != nil {
+			return fmt.Errorf("write R's profile: %w", err)
+		}
 		z.cmd = exec.Command(program, append([]string{"--no-echo", "--no-restore", "--file=" + script, "--args"}, arguments...)...)
-		z.cmd.Env = append(withHugePages(os.Environ()), more...)
+		z.cmd.Env = append(withHugePages(os.Environ()), append(more, site...)...)
 	}
 	if ownTemp {
 		z.cmd.Env = append(z.cmd.Env, "TMPDIR="+z.dir)

@@ -59,7 +59,7 @@ func (l *links) close() {
 	defer l.opening.Unlock()
 	l.closed = true
 	if c := l.current.Swap(nil); c != nil {
-		c.Close()
+		c.Retire()
 	}
 }
 

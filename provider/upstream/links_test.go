@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/faas-predict/faas-predict/watchdog/link"
 )
@@ -36,7 +37,7 @@ func TestCallsToAContainerShareALink(t *testing.T) {
 				}
 			}))
 			f := newFrontTo(t, NewTCPPool(container.Listener.Addr().String(), 4))
-			t.Cleanup(func() { // before the front's own, which closes the pool
+			t.Cleanup(func() { // before the front's own
 				f.pool.Close()
 				container.Close()
 				if err := links.Shutdown(context.Background()); err != nil {
@@ -56,5 +57,32 @@ func TestCallsToAContainerShareALink(t *testing.T) {
 				t.Errorf("%d links and %d calls by HTTP, want %d and %d", connections.Load(), plain.Load(), wantConnections, wantPlain)
 			}
 		})
+	}
+}
+
+// A pool that is closed, since its container is to leave, lets the calls that it carries come to their end, and its link
+// goes with the last.
+func TestCloseLetsCallsOverALinkEnd(t *testing.T) {
+	begun, end := make(chan struct{}), make(chan struct{})
+	links := &link.Acceptor{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(begun)
+		<-end
+		io.WriteString(w, "answered")
+	})}
+	container := httptest.NewServer(links)
+	defer container.Close()
+	f := newFrontTo(t, NewTCPPool(container.Listener.Addr().String(), 4))
+	go func() {
+		<-begun
+		f.pool.Close()
+		close(end)
+	}()
+	if res, body := f.post(t, "/", "x"); res.StatusCode != http.StatusOK || body != "answered" {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := links.Shutdown(soon); err != nil {
+		t.Errorf("the link is still there: %v", err)
 	}
 }

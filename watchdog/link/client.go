@@ -102,7 +102,10 @@ func readUpgrade(r *bufio.Reader) error {
 	return nil
 }
 
-var errLeaving = errors.New("the watchdog is shutting down")
+var (
+	errLeaving = errors.New("the watchdog is shutting down")
+	errRetired = errors.New("the link is given up")
+)
 
 // Broken reports whether no more calls can begin. The link then closes by itself when those that are out are
 // answered.
@@ -110,6 +113,23 @@ func (c *Client) Broken() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.broken != nil
+}
+
+// Retire lets no call begin any more. The link closes once those that are out are answered. Safe to call twice.
+func (c *Client) Retire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken == nil {
+		c.broken = errRetired
+	}
+	c.closeUnused()
+}
+
+// closeUnused closes a link on which no call can begin and none is out. The caller holds c.mu.
+func (c *Client) closeUnused() {
+	if c.broken != nil && len(c.waiting) == 0 {
+		c.w.conn.Close()
+	}
 }
 
 // Close ends the link; calls that are out give ErrBroken. Safe to call twice.
@@ -179,6 +199,7 @@ func (c *Client) forget(id uint64) bool {
 	defer c.mu.Unlock()
 	_, waited := c.waiting[id]
 	delete(c.waiting, id)
+	c.closeUnused()
 	return waited
 }
 

@@ -200,6 +200,81 @@ func TestShutdownAnswersWhatIsIn(t *testing.T) {
 	}
 }
 
+func TestARetiredLinkAnswersWhatIsOutAndGoes(t *testing.T) {
+	release := make(chan struct{})
+	a, socket := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/waits" {
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+		}
+		io.WriteString(w, "answered")
+	})
+	gone := func(what string) {
+		t.Helper()
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			a.mu.Lock()
+			left := len(a.sessions)
+			a.mu.Unlock()
+			if left == 0 {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: the link is still there", what)
+			}
+		}
+	}
+	c := dial(t, socket)
+	do(t, c, &Call{Method: "POST", Target: "/"})
+	c.Retire()
+	c.Retire()
+	gone("unused")
+
+	c = dial(t, socket)
+	answered := make(chan string, 1)
+	go func() {
+		_, _, got := do(t, c, &Call{Method: "POST", Target: "/waits"})
+		answered <- got
+	}()
+	awaitOut(c, 1)
+	c.Retire()
+	if _, err := c.Do(t.Context(), &Call{Method: "POST", Target: "/"}); !errors.Is(err, ErrUnsent) {
+		t.Errorf("a later call: %v", err)
+	}
+	close(release)
+	if got := <-answered; got != "answered" {
+		t.Errorf("got %q", got)
+	}
+	gone("answered")
+
+	release = make(chan struct{})
+	c = dial(t, socket)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		awaitOut(c, 1)
+		c.Retire()
+		cancel()
+	}()
+	if _, err := c.Do(ctx, &Call{Method: "POST", Target: "/waits"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	gone("given up")
+}
+
+// awaitOut returns when so many calls wait for their answers.
+func awaitOut(c *Client, n int) {
+	for {
+		c.mu.Lock()
+		out := len(c.waiting)
+		c.mu.Unlock()
+		if out == n {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func TestALinkThatComesAfterTheEndIsRefused(t *testing.T) {
 	a, socket := serve(t, echo)
 	if err := a.Shutdown(t.Context()); err != nil {

@@ -18,9 +18,10 @@ import (
 	"github.com/openfaas/faas-provider/types"
 
 	"github.com/faas-predict/faas-predict/provider/backend"
+	"github.com/faas-predict/faas-predict/watchdog/link"
 )
 
-// memory is an engine whose containers are HTTP servers in the test. What a container does is in its
+// memory is an engine whose containers are HTTP servers in the test, which take links as fwatchdog does. What a container does is in its
 // image's name: "fails" never becomes ready, "slow" takes a while.
 type memory struct {
 	mu        sync.Mutex
@@ -47,6 +48,7 @@ type running struct {
 
 type container struct {
 	server *httptest.Server
+	links  *link.Acceptor
 	name   string
 }
 
@@ -160,7 +162,7 @@ func (r *running) start() *container {
 		readyAt = readyAt.Add(300 * time.Millisecond)
 	}
 	w := r.w
-	c.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
+	serve := http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
 		if q.URL.Path == "/_/ready" {
 			if strings.Contains(w.Image, "fails") {
 				rw.WriteHeader(http.StatusServiceUnavailable)
@@ -176,6 +178,14 @@ func (r *running) start() *container {
 		io.Copy(io.Discard, q.Body)
 		rw.Header().Set("X-Model-Version", w.Version)
 		fmt.Fprintf(rw, "%s %s", w.Version, c.name)
+	})
+	c.links = &link.Acceptor{Handler: serve}
+	c.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == link.Path {
+			c.links.ServeHTTP(rw, q)
+			return
+		}
+		serve(rw, q)
 	}))
 	return c
 }
@@ -184,6 +194,7 @@ func (r *running) start() *container {
 func (c *container) end(grace Grace) {
 	time.Sleep(grace.Serving)
 	c.server.Config.Shutdown(context.Background())
+	c.links.Shutdown(context.Background())
 	c.server.Close()
 }
 
@@ -230,6 +241,9 @@ func (m *memory) crash(ref backend.Ref) {
 	for _, r := range m.workloads[ref] {
 		c := r.containers[0]
 		c.server.CloseClientConnections()
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		c.links.Shutdown(now)
 		c.server.Close()
 		return
 	}

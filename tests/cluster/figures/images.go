@@ -27,9 +27,9 @@ type example struct {
 }
 
 var (
-	iris     = example{"examples/iris", "python3-predict", engine.Python, "coefficients/iris.json", "main.py"}
+	small    = example{"examples/iris", "python3-predict", engine.Python, "coefficients/iris.json", "main.py"}
 	examples = []example{
-		iris,
+		small,
 		{"examples/digits", "python3-predict", engine.Python, "coefficients/digits.onnx", "main.py"},
 		{"examples/ozone", "r-predict", engine.R, "coefficients/ozone.csv", "main.R"},
 	}
@@ -61,8 +61,6 @@ func (b *bench) build(ctx context.Context, e example, folder string) (built, err
 	_, err = b.docker.Docker(ctx, "push", "--quiet", out.ref)
 	return out, err
 }
-
-func (b *bench) iris(ctx context.Context) (built, error) { return b.build(ctx, iris, iris.folder) }
 
 // images prints sizes, what pushes send, and the time of builds.
 func (b *bench) images(ctx context.Context) error {

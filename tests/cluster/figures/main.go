@@ -51,7 +51,7 @@ func run(ctx context.Context, chosen []string) (err error) {
 		return err
 	}
 	defer b.registry.stop()
-	if b.docker, err = engine.Start(ctx, "10.216.0.0/16"); err != nil {
+	if b.docker, err = engine.Start(ctx, "10.198.0.0/16"); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.docker.Stop()) }()
@@ -61,7 +61,7 @@ func run(ctx context.Context, chosen []string) (err error) {
 	if _, err := b.docker.Docker(ctx, "build", "--quiet", "--file", "watchdog/Dockerfile", "--tag", images.Watchdog, "bin"); err != nil {
 		return fmt.Errorf("make build comes first: %w", err)
 	}
-	iris, err := b.iris(ctx)
+	iris, err := b.build(ctx, small, small.folder)
 	if err != nil {
 		return err
 	}

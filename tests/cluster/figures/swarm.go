@@ -16,7 +16,7 @@ import (
 // direct calls go to the containers' own addresses on this node.
 func (b *bench) swarm(ctx context.Context, iris built) (err error) {
 	docker := func(args ...string) (string, error) { return b.docker.Docker(ctx, args...) }
-	if _, err := docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:0", "--default-addr-pool", "10.217.0.0/16"); err != nil {
+	if _, err := docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:0", "--default-addr-pool", "10.199.0.0/16"); err != nil {
 		return err
 	}
 	defer func() {

@@ -7,7 +7,9 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -57,8 +59,8 @@ func (r Request) bundle(ctx context.Context) (*model.Bundle, error) {
 		r.Log.Info("the bundle is there", "version", bundle.Version.ID)
 		return bundle, nil
 	}
-	if err := os.RemoveAll(r.Dir); err != nil {
-		return nil, fmt.Errorf("make room for the bundle: %w", err)
+	if err := r.replaceable(); err != nil {
+		return nil, err
 	}
 	work, err := r.empty(".fetch")
 	if err != nil {
@@ -85,11 +87,26 @@ func (r Request) bundle(ctx context.Context) (*model.Bundle, error) {
 	if err := r.check(bundle); err != nil {
 		return nil, err
 	}
-	if err := os.Rename(unpacked, r.Dir); err != nil {
+	if err := errors.Join(os.RemoveAll(r.Dir), os.Rename(unpacked, r.Dir)); err != nil {
 		return nil, fmt.Errorf("put the bundle in place: %w", err)
 	}
 	r.Log.Info("fetched the bundle", "version", bundle.Version.ID, "bytes", size, "took", time.Since(began).Round(time.Millisecond))
 	return bundle, nil
+}
+
+// replaceable holds what is at Dir to what a run may take away once it has the bundle: nothing, or another bundle.
+func (r Request) replaceable() error {
+	entries, err := os.ReadDir(r.Dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	if err == nil {
+		_, err = model.Open(r.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("%s is not replaced, because it is no bundle: %w", r.Dir, err)
+	}
+	return nil
 }
 
 // empty makes an empty folder beside Dir.
@@ -131,7 +148,7 @@ func (r Request) checkR(ctx context.Context) error {
 	return nil
 }
 
-// completeMarker is in an environment that is complete.
+// completeMarker is in an environment that is complete, and says for which list and interpreter.
 const completeMarker = ".complete"
 
 // install makes the environment, if the bundle asks for packages.
@@ -140,16 +157,17 @@ func (r Request) install(ctx context.Context) error {
 	if err != nil || list == nil {
 		return err
 	}
-	marker := filepath.Join(r.Environment, completeMarker)
-	if _, err := os.Stat(marker); err == nil {
-		r.Log.Info("the packages are there", "environment", r.Environment)
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look for the packages: %w", err)
-	}
 	python, err := exec.LookPath("python3")
 	if err != nil {
 		return fmt.Errorf("the bundle asks for Python packages: %w", err)
+	}
+	marker := filepath.Join(r.Environment, completeMarker)
+	complete := fmt.Appendf(nil, "%x %s\n", sha256.Sum256(list), python)
+	if found, err := os.ReadFile(marker); err == nil && bytes.Equal(found, complete) {
+		r.Log.Info("the packages are there", "environment", r.Environment)
+		return nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for the packages: %w", err)
 	}
 	work, err := r.empty(".install")
 	if err != nil {
@@ -170,7 +188,7 @@ func (r Request) install(ctx context.Context) error {
 	if err := installer.Install(ctx, r.Environment, filepath.Join(r.Dir, packages.RequirementsFile), work); err != nil {
 		return err
 	}
-	if err := os.WriteFile(marker, nil, 0o644); err != nil {
+	if err := os.WriteFile(marker, complete, 0o644); err != nil {
 		return fmt.Errorf("finish the environment: %w", err)
 	}
 	r.Log.Info("installed the packages", "took", time.Since(began).Round(time.Millisecond))

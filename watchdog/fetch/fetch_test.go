@@ -247,7 +247,7 @@ func TestACredentialBelongsInAFile(t *testing.T) {
 
 func TestPythonPackagesAreInstalledBesideTheBundle(t *testing.T) {
 	index := t.TempDir()
-	wheel(t, filepath.Join(index, "plants-1.0-py3-none-any.whl"))
+	wheel(t, index, "plants")
 	t.Setenv("PIP_NO_INDEX", "1")
 	t.Setenv("PIP_FIND_LINKS", index)
 	t.Setenv("UV_NO_INDEX", "1")
@@ -264,6 +264,59 @@ func TestPythonPackagesAreInstalledBesideTheBundle(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "installed the packages"); n != 1 {
 		t.Errorf("they were installed %d times", n)
+	}
+}
+
+// A volume may outlive a version.
+func TestAnotherVersionsPackagesAreInstalledAnew(t *testing.T) {
+	index := t.TempDir()
+	for _, name := range []string{"plants", "roses"} {
+		wheel(t, index, name)
+	}
+	t.Setenv("PIP_NO_INDEX", "1")
+	t.Setenv("PIP_FIND_LINKS", index)
+	t.Setenv("UV_NO_INDEX", "1")
+	t.Setenv("UV_FIND_LINKS", index)
+	var r Request
+	for n, list := range []string{"plants==1.0\n", "plants==1.0\nroses==1.0\n"} {
+		v, zip := iris(t, map[string]string{"requirements.txt": list})
+		next, log := request(t, v, serve(zip))
+		if n > 0 {
+			next.Dir, next.Environment = r.Dir, r.Environment
+		}
+		r = next
+		if err := Run(t.Context(), r); err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+	}
+	if found, _ := filepath.Glob(filepath.Join(r.Environment, "lib", "python3*", "site-packages", "roses.py")); len(found) != 1 {
+		t.Error("the second version's package is not in the environment")
+	}
+}
+
+func TestNothingIsTakenAwayBeforeTheBundleIsThere(t *testing.T) {
+	v, zip := iris(t, nil)
+	r, _ := request(t, v, serve(zip))
+	must(t, Run(t.Context(), r))
+	// Another version that cannot be had leaves this one.
+	other, _ := iris(t, map[string]string{"weights.bin": "other"})
+	r.Version = other
+	if err := Run(t.Context(), r); err == nil {
+		t.Fatal("another version was taken for the one that was wanted")
+	}
+	if b, err := model.Open(r.Dir); err != nil || b.Version != v {
+		t.Errorf("what was there is %+v, %v", b, err)
+	}
+	// A folder that holds something else is not a place for a bundle.
+	r, _ = request(t, v, serve(zip))
+	must(t, os.Mkdir(r.Dir, 0o755))
+	precious := filepath.Join(r.Dir, "precious")
+	must(t, os.WriteFile(precious, []byte("x"), 0o644))
+	if err := Run(t.Context(), r); err == nil || !strings.Contains(err.Error(), "no bundle") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -286,20 +339,20 @@ func TestWhatCannotBeInstalledSaysWhy(t *testing.T) {
 }
 
 // wheel makes a package of one module.
-func wheel(t *testing.T, file string) {
+func wheel(t *testing.T, dir, name string) {
 	t.Helper()
-	out, err := os.Create(file)
+	out, err := os.Create(filepath.Join(dir, name+"-1.0-py3-none-any.whl"))
 	must(t, err)
 	archive := zip.NewWriter(out)
-	for name, text := range map[string]string{
-		"plants.py":                     "def name(): return 'iris'\n",
-		"plants-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: plants\nVersion: 1.0\n",
-		"plants-1.0.dist-info/WHEEL":    "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-		"plants-1.0.dist-info/RECORD":   "plants.py,,\nplants-1.0.dist-info/METADATA,,\nplants-1.0.dist-info/WHEEL,,\nplants-1.0.dist-info/RECORD,,\n",
+	for file, text := range map[string]string{
+		"NAME.py":                     "def name(): return 'iris'\n",
+		"NAME-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: NAME\nVersion: 1.0\n",
+		"NAME-1.0.dist-info/WHEEL":    "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+		"NAME-1.0.dist-info/RECORD":   "NAME.py,,\nNAME-1.0.dist-info/METADATA,,\nNAME-1.0.dist-info/WHEEL,,\nNAME-1.0.dist-info/RECORD,,\n",
 	} {
-		entry, err := archive.Create(name)
+		entry, err := archive.Create(strings.ReplaceAll(file, "NAME", name))
 		must(t, err)
-		_, err = entry.Write([]byte(text))
+		_, err = entry.Write([]byte(strings.ReplaceAll(text, "NAME", name)))
 		must(t, err)
 	}
 	must(t, errors.Join(archive.Close(), out.Close()))

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,9 +27,23 @@ type Bundles struct {
 	Variables []string
 }
 
+// named are beginnings of variables that name a file of the provider's machine, which pods do not have.
+var named = []string{"SSL_CERT_", "REQUESTS_CA_BUNDLE", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_CONFIG_FILE", "UV_CONFIG_FILE"}
+
+// variables are those that mean something in a pod, by name. An index's address may have a password in it.
+func (b Bundles) variables() map[string]string {
+	out := map[string]string{}
+	for _, variable := range b.Variables {
+		if name, value, _ := strings.Cut(variable, "="); !slices.ContainsFunc(named, func(n string) bool { return strings.HasPrefix(name, n) }) {
+			out[name] = value
+		}
+	}
+	return out
+}
+
 // A pod of a pushed bundle has an init container that fetches the bundle into a volume, from which the function serves.
-// The credential is a file of the init container, and of nothing else: neither the model nor whoever reads the pod's
-// description gets at it.
+// The credential is a file of the init container, and where packages come from is in its environment by a Secret: neither
+// the model nor whoever reads the pod's description gets at either.
 const (
 	fetchName      = "fetch"
 	bundleDir      = "/bundle"
@@ -91,12 +106,11 @@ func (e *Engine) serveBundle(pod *corev1.PodSpec, w cluster.Workload) {
 	function.VolumeMounts = append(function.VolumeMounts, corev1.VolumeMount{Name: "bundle", MountPath: bundleDir, ReadOnly: true})
 	if w.Bundle.Packages {
 		function.Env = append(function.Env, corev1.EnvVar{Name: "interpreter", Value: packages.Interpreter(environmentDir)})
-		variables := map[string]string{}
-		for _, variable := range e.Bundles.Variables {
-			name, value, _ := strings.Cut(variable, "=")
-			variables[name] = value
+		for _, name := range slices.Sorted(maps.Keys(e.Bundles.variables())) {
+			fetch.Env = append(fetch.Env, corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{
+				SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: objectName(w.Ref, w.ID)}, Key: name},
+			}})
 		}
-		fetch.Env = environment(variables)
 		size.Add(*resource.NewQuantity(packagesBytes, resource.BinarySI))
 	}
 	pod.InitContainers = []corev1.Container{fetch}
@@ -141,6 +155,11 @@ func fetchResources(function corev1.ResourceRequirements, installs bool) corev1.
 // bundleSecret holds what a workload's pods fetch with.
 func (e *Engine) bundleSecret(w cluster.Workload, object metav1.ObjectMeta) (*corev1.Secret, error) {
 	data := map[string][]byte{credentialKey: []byte(e.Bundles.Credential(w.Model, w.Version))}
+	if w.Bundle.Packages {
+		for name, value := range e.Bundles.variables() {
+			data[name] = []byte(value)
+		}
+	}
 	if e.Bundles.CA != "" {
 		authorities, err := os.ReadFile(e.Bundles.CA)
 		if err != nil {

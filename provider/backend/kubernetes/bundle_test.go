@@ -24,7 +24,7 @@ func fetching(t *testing.T, w cluster.Workload) manifest {
 		t.Fatal(err)
 	}
 	e := &Engine{Options: Options{Bundles: &Bundles{
-		URL: "https://provider:8080", CA: ca, Variables: []string{"PIP_INDEX_URL=http://$(x)"},
+		URL: "https://provider:8080", CA: ca, Variables: []string{"PIP_INDEX_URL=http://me:passw0rd@index", "SSL_CERT_FILE=/of/the/provider.pem"},
 		Credential: func(model, version string) string { return "s3cret of " + model + " " + version },
 	}}}
 	m, err := e.manifest(w)
@@ -100,8 +100,20 @@ func TestWhatIsFetchedIsNamedToTheDigest(t *testing.T) {
 	if env := fmt.Sprint(pod.Containers[0].Env); !strings.Contains(env, "interpreter /bundle/.environment/bin/python3") {
 		t.Errorf("with packages the function's environment is %s", env)
 	}
-	if env := fmt.Sprint(pod.InitContainers[0].Env); !strings.Contains(env, "PIP_INDEX_URL http://$$(x)") {
-		t.Errorf("packages come from %s", env)
+	// An index's address may have a password in it.
+	if text := fmt.Sprintf("%+v", fetching(t, w).deployment); strings.Contains(text, "passw0rd") {
+		t.Error("an index's password is in the deployment:", text)
+	}
+	env := pod.InitContainers[0].Env
+	if len(env) != 1 || env[0].Name != "PIP_INDEX_URL" || env[0].ValueFrom.SecretKeyRef.Key != "PIP_INDEX_URL" {
+		t.Errorf("the init container's environment is %+v", env)
+	}
+	secret := fetching(t, w).secret
+	if got := string(secret.Data["PIP_INDEX_URL"]); got != "http://me:passw0rd@index" || env[0].ValueFrom.SecretKeyRef.Name != secret.Name {
+		t.Errorf("packages come from %q of secret %s", got, secret.Name)
+	}
+	if got := fetching(t, bundled()).secret.Data; len(got) != 2 {
+		t.Errorf("without packages the secret holds %d things", len(got))
 	}
 }
 

@@ -2,8 +2,9 @@
 // engine's store: which version of which model one holds, for backends whose engines run it, and the model itself, for
 // the backend that has no containers.
 //
-// An image is untrusted until its bundle has passed the rules that a pushed zip has to pass, and has the digests that
-// the image's labels claim. Nothing here runs anything of an image.
+// Where the bundle is taken out, the image is untrusted until that has passed the rules that a pushed zip has to pass, and
+// has the digests that the image's labels claim. An engine that runs the image as it is goes by the labels. Nothing here
+// runs anything of an image.
 package image
 
 import (

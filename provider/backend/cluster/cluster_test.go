@@ -88,6 +88,23 @@ func TestAFailedVersionChangesNothing(t *testing.T) {
 	}
 }
 
+func TestAVersionDoesNotComeBackWithOtherContent(t *testing.T) {
+	p := open(t, newEngine(t))
+	must(t, p.Create(t.Context(), spec("iris:1_1--a")))
+	must(t, p.Update(t.Context(), spec("iris:1_2--b")))
+	if err := p.Update(t.Context(), spec("iris:1_1--c")); !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "version 1_1") {
+		t.Errorf("a label that came back with other content: %v", err)
+	}
+	m, err := p.Get(t.Context(), iris, false)
+	must(t, err)
+	if m.Image != "iris:1_2--b" {
+		t.Errorf("after it the image is %s", m.Image)
+	}
+	for _, image := range []string{"elsewhere/iris:1_1--a", "iris:1_2--b", "iris:1_1"} { // the same, wherever it is, or not known
+		must(t, p.Update(t.Context(), spec(image)))
+	}
+}
+
 func TestCreateAndUpdateAreNotTheSame(t *testing.T) {
 	p := open(t, newEngine(t))
 	if err := p.Update(t.Context(), spec("iris:1_1")); !errors.Is(err, backend.ErrNotFound) {

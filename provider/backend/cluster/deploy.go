@@ -53,7 +53,8 @@ func (b *Backend) deploy(ctx context.Context, spec types.FunctionDeployment, upd
 	}
 	defer image.release()
 	d := deployment.Deployed{
-		Model: image.Model, Version: image.Version, Spec: spec, Image: image.Ref, Bundle: image.Bundle, Workload: newID(),
+		Model: image.Model, Version: image.Version, Spec: spec, Image: image.Ref, Contents: image.Contents,
+		Bundle: image.Bundle, Workload: newID(),
 	}
 	return b.revise(ref, func(old *record) (*record, error) {
 		switch {
@@ -65,6 +66,9 @@ func (b *Backend) deploy(ctx context.Context, spec types.FunctionDeployment, upd
 		var before *deployment.Record
 		if old != nil {
 			before = &old.Record
+			if known := before.Find(d.Version); known != nil && known.Contents != d.Contents && known.Contents != "" && d.Contents != "" {
+				return nil, fmt.Errorf("version %s of function %s is %w with other content: change the label of what you changed", d.Version, ref, backend.ErrInUse)
+			}
 		}
 		next, err := b.rules().Deploy(before, d)
 		if err != nil {

@@ -12,6 +12,8 @@ type Image struct {
 	Ref string
 	// Model and Version are what is in it, or those of the bundle.
 	Model, Version string
+	// Contents are the digests of code and coefficients as one word, "" where nobody knows them.
+	Contents string
 	// Bundle is what a container fetches before it serves; nil where the model is in the image. It cannot be deleted
 	// until Release is called, once; whoever stores a record that names it calls that afterwards.
 	Bundle  *deployment.Bundle

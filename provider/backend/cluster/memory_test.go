@@ -294,7 +294,8 @@ func (m *memory) ListNamespaces(context.Context) ([]types.FunctionNamespace, err
 	return []types.FunctionNamespace{{Name: backend.DefaultNamespace}}, nil
 }
 
-// tags reads the version from the image's tag: NAME:VERSION.
+// tags reads the version from the image's tag, NAME:VERSION, and the contents from what may follow it:
+// NAME:VERSION--CONTENTS.
 type tags struct{}
 
 func (tags) Inspect(_ context.Context, image string) (Image, error) {
@@ -302,7 +303,8 @@ func (tags) Inspect(_ context.Context, image string) (Image, error) {
 	if !ok {
 		return Image{}, fmt.Errorf("%w image %q: it carries no version", backend.ErrInvalid, image)
 	}
-	return Image{Ref: image, Model: name, Version: version}, nil
+	version, contents, _ := strings.Cut(version, "--")
+	return Image{Ref: image, Model: name, Version: version, Contents: contents}, nil
 }
 
 // provider is a backend on an engine, called over HTTP.

@@ -25,6 +25,8 @@ type Deployed struct {
 	// Workload names the containers. Each is "" while nobody has looked, or nothing is loaded.
 	Image    string `json:"image,omitempty"`
 	Workload string `json:"workload,omitempty"`
+	// Contents are the digests that Version had when it was deployed, as one word; "" where nobody knows them.
+	Contents string `json:"contents,omitempty"`
 	// Bundle is what containers of an Image without a model fetch; nil where the model is in the image.
 	Bundle *Bundle `json:"bundle,omitempty"`
 }

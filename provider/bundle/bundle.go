@@ -88,7 +88,7 @@ func (i Images) describe(pinned backend.Model) (cluster.Image, error) {
 		runtime = model.RuntimePython
 	}
 	out := cluster.Image{
-		Ref: i.Runtimes[runtime], Model: pinned.Name, Version: pinned.Version,
+		Ref: i.Runtimes[runtime], Model: pinned.Name, Version: pinned.Version, Contents: cluster.Contents(stored.Version),
 		Bundle: &deployment.Bundle{
 			CodeDigest: stored.Version.CodeDigest, CoefficientsDigest: stored.Version.CoefficientsDigest, Files: len(stored.Files),
 		},

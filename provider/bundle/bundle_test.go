@@ -116,7 +116,7 @@ func TestABundleIsDescribedAsItWasPushed(t *testing.T) {
 		got, err := i.Inspect(t.Context(), "plant")
 		must(t, err)
 		b := got.Bundle
-		if got.Ref != c.image || b.CodeDigest != v.CodeDigest || b.CoefficientsDigest != v.CoefficientsDigest || b.Bytes != v.Bytes || b.Files != len(v.Files) || b.Packages != c.packages {
+		if got.Ref != c.image || got.Contents != cluster.Contents(v.Version) || b.CodeDigest != v.CodeDigest || b.CoefficientsDigest != v.CoefficientsDigest || b.Bytes != v.Bytes || b.Files != len(v.Files) || b.Packages != c.packages {
 			t.Errorf("%v: %+v %+v", c.files, got, b)
 		}
 		got.Release()

@@ -54,7 +54,7 @@ func inspect(ctx context.Context, ref string, found image, scratch string) (clus
 	}
 	out := cluster.Image{Ref: found.pinned, Model: modelName}
 	if claimed, ok := labelled(found.labels); ok {
-		out.Version, out.Contents = claimed.ID, digests(claimed)
+		out.Version, out.Contents = claimed.ID, cluster.Contents(claimed)
 		return out, nil
 	}
 	dir, err := os.MkdirTemp(scratch, "image-")
@@ -66,12 +66,9 @@ func inspect(ctx context.Context, ref string, found image, scratch string) (clus
 	if err != nil {
 		return cluster.Image{}, err
 	}
-	out.Version, out.Contents = bundle.Version.ID, digests(bundle.Version)
+	out.Version, out.Contents = bundle.Version.ID, cluster.Contents(bundle.Version)
 	return out, nil
 }
-
-// digests tell apart versions whose labels are alike.
-func digests(v model.Version) string { return v.CodeDigest + "_" + v.CoefficientsDigest }
 
 // bundle extracts the image's bundle into the empty folder and opens it.
 func (i image) bundle(ctx context.Context, ref, dir string) (*model.Bundle, error) {

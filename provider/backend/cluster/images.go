@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/faas-predict/faas-predict/provider/backend/deployment"
+	"github.com/faas-predict/faas-predict/watchdog/model"
 )
 
 // Image is a container image with a model in it, or one with a runtime that fetches a pushed bundle.
@@ -19,6 +20,9 @@ type Image struct {
 	Bundle  *deployment.Bundle
 	Release func() // nil without a bundle
 }
+
+// Contents are the digests of a version as one word, the same whether it is in an image or was pushed.
+func Contents(v model.Version) string { return v.CodeDigest + "_" + v.CoefficientsDigest }
 
 func (i Image) release() {
 	if i.Release != nil {

@@ -34,8 +34,9 @@ type Harness interface {
 	// serves.
 	KillProvider(t *testing.T)
 	StartProvider(t *testing.T)
-	// KillContainer kills one container of a function, or its watchdog, without a word.
-	KillContainer(t *testing.T, function string)
+	// KillContainer kills one container of a function's version, or its watchdog, without a word. isAll is that the
+	// version has no other, however many replicas it has.
+	KillContainer(t *testing.T, function, version string) (isAll bool)
 	// RestartAgent restarts what starts containers on a node, and returns when it works again, or at once where there
 	// is no such thing. endsAll is that containers end with it, the provider's among them.
 	RestartAgent(t *testing.T) (endsAll bool)
@@ -214,6 +215,9 @@ func (s *suite) api(t *testing.T, method, path string, body, answer any) int {
 	return res.StatusCode
 }
 
+// loadClients is how many calls of a load are in progress at most.
+const loadClients = 6
+
 // load is calls from several clients at once, without a pause, until stop.
 type load struct {
 	mu    sync.Mutex
@@ -227,7 +231,7 @@ func (s *suite) startLoad(t *testing.T) *load {
 	l := &load{by: map[string]int{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
-	for range 6 {
+	for range loadClients {
 		clients.Go(func() {
 			for ctx.Err() == nil {
 				status, said, version := s.call(context.WithoutCancel(ctx), "load")

@@ -67,12 +67,14 @@ func (s *suite) crashOfAWorker(t *testing.T) {
 	l.end(t)
 }
 
-// crashOfAContainer may lose the calls that were in the container, and those of the time in which there is no
-// other one.
+// crashOfAContainer loses the calls that were in the container, or on their way into it, and where there is no other one
+// those of the time until it is back.
 func (s *suite) crashOfAContainer(t *testing.T) {
+	s.scaleTo(t, 0) // a container that is leaving counts until it does
 	s.scaleTo(t, 2)
-	s.under(t, "container killed", false, func() {
-		s.KillContainer(t, function)
+	isAll := false
+	lost := s.under(t, "container killed", false, func() {
+		isAll = s.KillContainer(t, function, id("2"))
 		s.back(t, "version 2: x", "2")
 		eventually(t, "both replicas are there again", func() bool {
 			got, err := s.client(t).GetFunction(t.Context(), function, "")
@@ -80,6 +82,9 @@ func (s *suite) crashOfAContainer(t *testing.T) {
 			return got.AvailableReplicas == 2
 		})
 	})
+	if !isAll && lost > 2*loadClients {
+		t.Errorf("%d calls were lost with one of two containers, which had %d at most", lost, loadClients)
+	}
 	s.scaleTo(t, 1)
 }
 

@@ -108,17 +108,18 @@ func (i *installed) StartProvider(t *testing.T) {
 	must(t, i.findProviders(t.Context()))
 }
 
-func (i *installed) KillContainer(t *testing.T, function string) {
+func (i *installed) KillContainer(t *testing.T, function, version string) bool {
 	t.Helper()
-	pods, err := i.Client.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "faas-predict/function=" + function})
+	pods, err := i.Client.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "faas-predict/function=" + function + ",faas-predict/version=" + version})
 	must(t, err)
 	for _, p := range pods.Items {
 		if p.DeletionTimestamp == nil && p.Status.Phase == corev1.PodRunning {
 			must(t, i.KillTask(t.Context(), p.Status.ContainerStatuses[0].ContainerID))
-			return
+			return false
 		}
 	}
 	t.Fatal("no pod runs")
+	return false
 }
 
 // RestartAgent kills the kubelet, and then what starts containers for it. Pods go on.

@@ -152,7 +152,7 @@ func (p *provider) Image(t *testing.T, model, _ string, files map[string]string)
 }
 
 // KillContainer kills the watchdog that gets the function's calls.
-func (p *provider) KillContainer(t *testing.T, function string) {
+func (p *provider) KillContainer(t *testing.T, function, _ string) bool {
 	t.Helper()
 	killed := 0
 	for pid, env := range p.watchdogs(t) {
@@ -164,6 +164,7 @@ func (p *provider) KillContainer(t *testing.T, function string) {
 	if killed == 0 {
 		t.Fatal("no watchdog runs")
 	}
+	return true
 }
 
 // watchdogs are the processes that run from this provider's directory, with their environments.

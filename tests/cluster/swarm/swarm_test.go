@@ -255,9 +255,13 @@ func eventually(t *testing.T, what string, holds func() error) {
 	}
 }
 
-func (s *installed) containers(t *testing.T, filter string) []string {
+func (s *installed) containers(t *testing.T, filters ...string) []string {
 	t.Helper()
-	return strings.Fields(s.run(t, nil, "ps", "--quiet", "--no-trunc", "--filter", filter))
+	args := []string{"ps", "--quiet", "--no-trunc"}
+	for _, filter := range filters {
+		args = append(args, "--filter", filter)
+	}
+	return strings.Fields(s.run(t, nil, args...))
 }
 
 func (s *installed) KillProvider(t *testing.T) {
@@ -273,13 +277,14 @@ func (s *installed) StartProvider(t *testing.T) {
 	s.await(t, s.URL(), "faas-predict_provider")
 }
 
-func (s *installed) KillContainer(t *testing.T, function string) {
+func (s *installed) KillContainer(t *testing.T, function, version string) bool {
 	t.Helper()
-	running := s.containers(t, "label=faas-predict.name="+function)
+	running := s.containers(t, "label=faas-predict.name="+function, "label=faas-predict.version="+version)
 	if len(running) == 0 {
 		t.Fatal("no container runs")
 	}
 	s.run(t, nil, "kill", running[0])
+	return false
 }
 
 // RestartAgent restarts dockerd, with which its containers end.

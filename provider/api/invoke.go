@@ -106,7 +106,10 @@ func (s *Server) carry(w http.ResponseWriter, r *http.Request, ref backend.Ref, 
 		status = http.StatusRequestEntityTooLarge
 		s.tooLarge(w, callID)
 	case errors.Is(err, upstream.ErrClientGone), errors.Is(err, gateway.ErrLeft):
+		// One that only stopped sending, in the middle of its request or behind it, still reads, and must not take
+		// silence for an empty answer.
 		status = upstream.StatusClientGone
+		problem(w, status, callID, "the caller left, or its request did not come whole")
 	case errors.Is(err, gateway.ErrHeldTooMany):
 		status = http.StatusTooManyRequests
 		w.Header().Set("Retry-After", "1")

@@ -297,6 +297,29 @@ func TestServerThatWaitsForRoomCanBeClosed(t *testing.T) {
 	first.Close() // gives back its room once
 }
 
+func TestARequestThatEndsEarlyIsNotAnsweredAsIfItWereEmpty(t *testing.T) {
+	f := echoing()
+	metrics := prometheus.NewRegistry()
+	s := New(Options{Backend: f, Functions: f, Models: fakeModels{}, Gateway: gatewayOf(f, metrics), Metrics: metrics})
+	dial := listening(t, s, Limits{}, false, nil)
+	for name, framed := range map[string]string{
+		"short body": "Content-Length: 10\r\n\r\n3",
+		"large body": "Content-Length: 200000\r\n\r\n3",
+		"a chunk":    "Transfer-Encoding: chunked\r\n\r\n5\r\n3",
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := dial()
+			fmt.Fprint(conn, "POST /function/iris HTTP/1.1\r\nHost: f\r\n"+framed)
+			_ = conn.(*net.TCPConn).CloseWrite()
+			_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			all, _ := io.ReadAll(conn)
+			if strings.HasPrefix(string(all), "HTTP/1.1 2") {
+				t.Errorf("it is answered\n%s", all)
+			}
+		})
+	}
+}
+
 func TestLargeBodyGets413(t *testing.T) {
 	f := echoing()
 	metrics := prometheus.NewRegistry()

@@ -93,7 +93,7 @@ func openKubernetes(ctx context.Context, cfg *config.Config, models *registry.Re
 	var bundles *kubernetes.Bundles
 	if cfg.ProviderURL != "" {
 		bundles = &kubernetes.Bundles{
-			URL: cfg.ProviderURL, CA: cfg.ProviderCA, Credential: models.Credential, Variables: packages.Sources(os.Environ()),
+			URL: cfg.ProviderURL, CA: cfg.ProviderCA, Credential: models.Credential, Variables: packages.PortableSources(os.Environ()),
 		}
 	}
 	engine, err := kubernetes.Open(kubernetes.Options{

@@ -60,17 +60,12 @@ func (t *tree) add(ctx context.Context, layer io.Reader, folder string) (changed
 		full := strings.TrimPrefix(path.Clean("/"+entry.Name), "/")
 		dir, base := path.Split(full)
 		dir = path.Clean(dir)
-		switch {
-		case base == opaque:
-			if inside, ok := within(dir, folder); ok {
-				if err := t.count(inside); err != nil {
-					return changed, err
-				}
-				gone[inside], changed = true, true
+		if hides, ok := strings.CutPrefix(base, whiteout); ok {
+			hidden := path.Join(dir, hides)
+			if base == opaque {
+				hidden = dir
 			}
-			continue
-		case strings.HasPrefix(base, whiteout):
-			if inside, ok := within(path.Join(dir, base[len(whiteout):]), folder); ok {
+			if inside, ok := within(hidden, folder); ok {
 				if err := t.count(inside); err != nil {
 					return changed, err
 				}

@@ -26,7 +26,8 @@ const maxBuffered = 64 << 10
 // maxHeaderLines bounds an answer's headers; a line is bounded by the read buffer.
 const maxHeaderLines = 256
 
-// StatusClientGone is what nginx made usual for a caller that left. It is counted; nobody receives it.
+// StatusClientGone is what nginx made usual for a caller that left. Only one that still reads
+// receives it.
 const StatusClientGone = 499
 
 var (
@@ -126,7 +127,7 @@ func (p *Pool) call(c *conn, w http.ResponseWriter, r *http.Request, target, hos
 		head, err = readHead(c.r) // interim answers are ours, not the client's
 	}
 	if err != nil {
-		if upload != nil && upload.clientFailed() {
+		if upload != nil && upload.unread.Load() {
 			return 0, fmt.Errorf("%w while it sent its request: %w", ErrClientGone, err)
 		}
 		if upload != nil && errors.Is(err, syscall.ECONNRESET) {
@@ -229,10 +230,10 @@ func named(connection, name string) bool {
 
 // upload copies a request's body to the function while the answer is read.
 type upload struct {
-	ended   atomic.Bool // the whole body was read, so nothing more is awaited from the client
-	done    chan struct{}
-	readErr error // reading from the client, set before done is closed
-	sent    bool  // the whole body went out
+	ended  atomic.Bool // the whole body was read, so nothing more is awaited from the client
+	unread atomic.Bool // it could not be read, which is told before the function can be seen to miss it
+	done   chan struct{}
+	sent   bool // the whole body went out
 }
 
 func startUpload(c *conn, w http.ResponseWriter, r *http.Request) *upload {
@@ -265,7 +266,7 @@ func startUpload(c *conn, w http.ResponseWriter, r *http.Request) *upload {
 				break
 			}
 			if err != nil {
-				u.readErr = err
+				u.unread.Store(true)
 				c.Close() // a body that stays incomplete must not look complete, nor wait
 				return
 			}
@@ -304,15 +305,6 @@ func (u *upload) stop(c *conn, w http.ResponseWriter) bool {
 	}
 	<-u.done
 	return u.sent
-}
-
-func (u *upload) clientFailed() bool {
-	select {
-	case <-u.done:
-		return u.readErr != nil
-	default:
-		return false
-	}
 }
 
 // head is an answer's status line and headers.

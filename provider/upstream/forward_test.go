@@ -87,6 +87,27 @@ func (f *front) post(t *testing.T, path, body string) (*http.Response, string) {
 	return res, string(answer)
 }
 
+// What the caller did wrong must not count as the function's failure.
+func TestABodyThatCannotBeReadIsTheCallers(t *testing.T) {
+	f := newFront(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	for range 100 {
+		c, err := net.Dial("tcp", f.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(c, "POST / HTTP/1.1\r\nHost: f\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n3\r\n0\r\n\r\n")
+		_, _ = io.ReadAll(c)
+		c.Close()
+		if said, _ := f.last.Load().(string); !strings.HasPrefix(said, ErrClientGone.Error()) {
+			t.Fatalf("got %s", said)
+		}
+	}
+}
+
 func TestForwardCarriesEverythingButTheConnection(t *testing.T) {
 	f := newFront(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"Connection", "Keep-Alive", "Te"} {

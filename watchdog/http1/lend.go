@@ -19,8 +19,7 @@ type lentConn struct {
 	first []byte        // of the request, what was read already
 	left  int           // of it, what was not
 	// done is closed when net/http is through with the connection.
-	done   chan struct{}
-	closed sync.Once
+	done chan struct{}
 
 	mu       sync.Mutex
 	changed  *sync.Cond
@@ -173,15 +172,15 @@ func (l *lentConn) CloseWrite() error { return closeWrite(l.Conn) }
 func (l *lentConn) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.ended {
+		return nil
+	}
 	l.ended = true
 	l.changed.Broadcast()
-	l.closed.Do(func() {
-		// Nothing may be left in a read or write on it.
-		if !l.answered {
-			_ = l.Conn.SetDeadline(time.Unix(1, 0))
-		}
-		close(l.done)
-	})
+	if !l.answered { // nothing may be left in a read or write on it
+		_ = l.Conn.SetDeadline(time.Unix(1, 0))
+	}
+	close(l.done)
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -49,14 +50,29 @@ var sources = []string{"PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "HTTP_P
 // Sources are those of the variables, NAME=VALUE, that say where packages come from.
 func Sources(variables []string) (out []string) {
 	for _, variable := range variables {
-		for _, allowed := range sources {
-			if strings.HasPrefix(variable, allowed) {
-				out = append(out, variable)
-				break
-			}
+		if begins(variable, sources) {
+			out = append(out, variable)
 		}
 	}
 	return out
+}
+
+// files are the beginnings of those that name a file of the machine that they are set on.
+var files = []string{"SSL_CERT_", "REQUESTS_CA_BUNDLE", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_CONFIG_FILE", "UV_CONFIG_FILE"}
+
+// PortableSources are Sources that mean the same on another machine, by name.
+func PortableSources(variables []string) map[string]string {
+	out := map[string]string{}
+	for _, variable := range Sources(variables) {
+		if name, value, _ := strings.Cut(variable, "="); !begins(name, files) {
+			out[name] = value
+		}
+	}
+	return out
+}
+
+func begins(variable string, with []string) bool {
+	return slices.ContainsFunc(with, func(beginning string) bool { return strings.HasPrefix(variable, beginning) })
 }
 
 // Installer installs Python packages.

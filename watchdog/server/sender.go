@@ -12,27 +12,28 @@ type sender struct {
 	body    io.Reader
 	control *http.ResponseController
 	limit   time.Duration
-	by      atomic.Int64 // when the read under way, or the one that failed, had to have brought something
+	// deadline is that of the read under way, or of the one that failed, in nanoseconds.
+	deadline atomic.Int64
 }
 
 // Read is io.Reader's.
 func (s *sender) Read(p []byte) (int, error) {
 	if s.limit > 0 {
 		at := time.Now().Add(s.limit)
-		s.by.Store(at.UnixNano())
+		s.deadline.Store(at.UnixNano())
 		_ = s.control.SetReadDeadline(at)
 	}
 	n, err := s.body.Read(p)
 	if err == nil || n > 0 {
-		s.by.Store(0)
+		s.deadline.Store(0)
 	}
 	return n, err
 }
 
 // silent reports whether a read has taken longer than it may.
 func (s *sender) silent() bool {
-	by := s.by.Load()
-	return by != 0 && time.Now().UnixNano() >= by
+	deadline := s.deadline.Load()
+	return deadline != 0 && time.Now().UnixNano() >= deadline
 }
 
 // close lifts the limit.

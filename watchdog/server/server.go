@@ -35,26 +35,26 @@ const failedLinger = 5 * time.Second
 
 // Server serves one model.
 type Server struct {
-	settings Settings
-	bundle   *model.Bundle
-	logger   *slog.Logger
-	pool     *pool.Pool
-	metrics  *metrics
-	guard    *guard // nil: every call may pass
-	inFlight atomic.Int64
-	leaving  atomic.Bool // SIGTERM came: unhealthy, but still serving
-	held     atomic.Int64
-	long     chan struct{}         // room for long lines of streams
-	open     atomic.Bool           // the examples were answered as the bundle says: calls are taken
-	failure  atomic.Pointer[error] // why the model will never be ready
-	lock     string                // path of the lock file, "" when there is none
+	settings  Settings
+	bundle    *model.Bundle
+	logger    *slog.Logger
+	pool      *pool.Pool
+	metrics   *metrics
+	guard     *guard // nil: every call may pass
+	inFlight  atomic.Int64
+	leaving   atomic.Bool // SIGTERM came: unhealthy, but still serving
+	held      atomic.Int64
+	longLines chan struct{}         // one for each that is in memory
+	open      atomic.Bool           // the examples were answered as the bundle says: calls are taken
+	failure   atomic.Pointer[error] // why the model will never be ready
+	lock      string                // path of the lock file, "" when there is none
 }
 
 // Run serves bundle until ctx ends, then drains: every accepted request is answered. now says whether
 // to skip healthcheck_interval, as for an interactive interrupt. It returns an error when the model
 // failed to initialise, a port is taken, or requests were left unanswered.
 func Run(ctx context.Context, settings Settings, bundle *model.Bundle, logs *Logs, now func() bool) error {
-	s := &Server{settings: settings, bundle: bundle, logger: logs.Logger, long: make(chan struct{}, heldBodies)}
+	s := &Server{settings: settings, bundle: bundle, logger: logs.Logger, longLines: make(chan struct{}, heldBodies)}
 	startMethod := bundle.StartMethod
 	if settings.StartMethod != "" {
 		startMethod = settings.StartMethod

@@ -28,7 +28,7 @@ type row struct {
 	isJSON  bool       // the line was a JSON value other than a string, and so may its answer be
 	call    *pool.Call // nil when bad says why there is none
 	bad     *problem
-	long    bool // it holds room for a long line
+	isLong  bool // it is one of the server's longLines
 }
 
 // stream answers NDJSON: a row in, a row out, in order. A row given as a JSON string is predict's
@@ -113,7 +113,7 @@ func (s *Server) readRows(ctx context.Context, from *sender, r *http.Request, id
 				s.release(long)
 				continue
 			}
-			next.long = long
+			next.isLong = long
 			lines, run = rest, append(run, next)
 		}
 		if len(run) == 0 {
@@ -139,14 +139,14 @@ func (s *Server) abandon(ctx context.Context, run []row) {
 		if left.call != nil {
 			_, _ = s.pool.Wait(ctx, left.call)
 		}
-		s.release(left.long)
+		s.release(left.isLong)
 	}
 }
 
 // holdLong blocks until one more long line may be in memory, and reports false when ctx ends before.
 func (s *Server) holdLong(ctx context.Context) bool {
 	select {
-	case s.long <- struct{}{}:
+	case s.longLines <- struct{}{}:
 		return true
 	case <-ctx.Done():
 		return false
@@ -156,7 +156,7 @@ func (s *Server) holdLong(ctx context.Context) bool {
 // release makes room for another long line, if this was one.
 func (s *Server) release(long bool) {
 	if long {
-		<-s.long
+		<-s.longLines
 	}
 }
 
@@ -323,7 +323,7 @@ func (s *Server) writeRows(ctx context.Context, control *http.ResponseController
 		}
 		out = append(out, '\n')
 		ahead.leave(next)
-		s.release(next.long)
+		s.release(next.isLong)
 		if len(out) >= 32<<10 && !flush() {
 			return predict, left
 		}

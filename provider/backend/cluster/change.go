@@ -139,7 +139,7 @@ func (c *change) name(ctx context.Context, next *record, seen Function) ([]*depl
 				return nil, err
 			}
 			c.held = append(c.held, image)
-			d.Image, d.Bundle = image.Ref, image.Bundle
+			d.Image, d.Contents, d.Bundle = image.Ref, image.Contents, image.Bundle
 		}
 		if d.Workload == "" {
 			d.Workload = c.reuse(d)

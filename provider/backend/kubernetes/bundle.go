@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"os"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -23,22 +22,8 @@ type Bundles struct {
 	CA  string // a file with the authorities (PEM) of an https URL; "" is the system's
 	// Credential is what lets its bearer read one version's bundle.
 	Credential func(model, version string) string
-	// Variables, NAME=VALUE, say where Python packages come from.
-	Variables []string
-}
-
-// named are beginnings of variables that name a file of the provider's machine, which pods do not have.
-var named = []string{"SSL_CERT_", "REQUESTS_CA_BUNDLE", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_CONFIG_FILE", "UV_CONFIG_FILE"}
-
-// variables are those that mean something in a pod, by name. An index's address may have a password in it.
-func (b Bundles) variables() map[string]string {
-	out := map[string]string{}
-	for _, variable := range b.Variables {
-		if name, value, _ := strings.Cut(variable, "="); !slices.ContainsFunc(named, func(n string) bool { return strings.HasPrefix(name, n) }) {
-			out[name] = value
-		}
-	}
-	return out
+	// Variables say where Python packages come from, by name. An index's address may have a password in it.
+	Variables map[string]string
 }
 
 // A pod of a pushed bundle has an init container that fetches the bundle into a volume, from which the function serves.
@@ -106,7 +91,7 @@ func (e *Engine) serveBundle(pod *corev1.PodSpec, w cluster.Workload) {
 	function.VolumeMounts = append(function.VolumeMounts, corev1.VolumeMount{Name: "bundle", MountPath: bundleDir, ReadOnly: true})
 	if w.Bundle.Packages {
 		function.Env = append(function.Env, corev1.EnvVar{Name: "interpreter", Value: packages.Interpreter(environmentDir)})
-		for _, name := range slices.Sorted(maps.Keys(e.Bundles.variables())) {
+		for _, name := range slices.Sorted(maps.Keys(e.Bundles.Variables)) {
 			fetch.Env = append(fetch.Env, corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{
 				SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: objectName(w.Ref, w.ID)}, Key: name},
 			}})
@@ -156,7 +141,7 @@ func fetchResources(function corev1.ResourceRequirements, installs bool) corev1.
 func (e *Engine) bundleSecret(w cluster.Workload, object metav1.ObjectMeta) (*corev1.Secret, error) {
 	data := map[string][]byte{credentialKey: []byte(e.Bundles.Credential(w.Model, w.Version))}
 	if w.Bundle.Packages {
-		for name, value := range e.Bundles.variables() {
+		for name, value := range e.Bundles.Variables {
 			data[name] = []byte(value)
 		}
 	}

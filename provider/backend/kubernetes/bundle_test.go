@@ -24,7 +24,7 @@ func fetching(t *testing.T, w cluster.Workload) manifest {
 		t.Fatal(err)
 	}
 	e := &Engine{Options: Options{Bundles: &Bundles{
-		URL: "https://provider:8080", CA: ca, Variables: []string{"PIP_INDEX_URL=http://me:passw0rd@index", "SSL_CERT_FILE=/of/the/provider.pem"},
+		URL: "https://provider:8080", CA: ca, Variables: map[string]string{"PIP_INDEX_URL": "http://me:passw0rd@index"},
 		Credential: func(model, version string) string { return "s3cret of " + model + " " + version },
 	}}}
 	m, err := e.manifest(w)

@@ -72,10 +72,8 @@ func version(repository, code, coefficients, main string) fstest.MapFS {
 	}
 }
 
-// A function runs as a user id that no image knows, and writes to /tmp and nowhere else; what breaks Pod Security
-// "restricted" does not get into its namespace.
-func TestAFunctionHasNoPrivileges(t *testing.T) {
-	image := shared.push(t, "privileges", version("privileges", "1", "1", `
+// telling is a model that says what its container may do.
+const telling = `
 import os
 
 def write(path):
@@ -92,13 +90,24 @@ def predict(request):
     return "\n".join([
         "user %d group %d" % (os.getuid(), os.getgid()), "capabilities " + status["CapEff"].strip() + " " + status["CapBnd"].strip(),
         "no new privileges " + status["NoNewPrivs"].strip(), "seccomp " + status["Seccomp"].strip(),
-        "/tmp " + write("/tmp/x"), "code " + write("/home/app/function/x"),
-        "token " + str(os.path.exists("/var/run/secrets/kubernetes.io")),
+        "/tmp " + write("/tmp/x"), "code " + write("x"), "working directory " + os.getcwd(),
+        "credential " + str(os.path.exists("/etc/faas-predict")), "token " + str(os.path.exists("/var/run/secrets/kubernetes.io")),
     ])
-`))
-	shared.deploy(t, types.FunctionDeployment{Service: "privileges", Image: image})
+`
+
+// toldOf is what it says of a container without privileges whose bundle is in dir.
+func toldOf(dir string) string {
 	none := strings.Repeat("0", 16)
-	want := fmt.Sprintf("user %d group 0\ncapabilities %s %s\nno new privileges 1\nseccomp 2\n/tmp written\ncode OSError 30\ntoken False", user, none, none)
+	return fmt.Sprintf("user %d group 0\ncapabilities %s %s\nno new privileges 1\nseccomp 2\n/tmp written\ncode OSError 30\n"+
+		"working directory %s\ncredential False\ntoken False", user, none, none, dir)
+}
+
+// A function runs as a user id that no image knows, and writes to /tmp and nowhere else; what breaks Pod Security
+// "restricted" does not get into its namespace.
+func TestAFunctionHasNoPrivileges(t *testing.T) {
+	image := shared.push(t, "privileges", version("privileges", "1", "1", telling))
+	shared.deploy(t, types.FunctionDeployment{Service: "privileges", Image: image})
+	want := toldOf("/home/app/function")
 	if status, said := shared.ask(t.Context(), "POST", shared.service()+"/function/privileges", "x"); status != 200 || said != want {
 		t.Errorf("got %d\n%s\nwant\n%s", status, said, want)
 	}

@@ -13,7 +13,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/dustin/go-humanize"
-	"github.com/openfaas/faas-provider/types"
 	sdk "github.com/openfaas/go-sdk"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -253,11 +252,7 @@ func deployCommand() *cobra.Command {
 			if file != "" {
 				return provider.DeployStack(cmd.Context(), file, filter, cmd.OutOrStdout())
 			}
-			v, err := provider.Push(cmd.Context(), args[0], name, progress(cmd.ErrOrStderr()))
-			if err != nil {
-				return err
-			}
-			return provider.Deploy(cmd.Context(), types.FunctionDeployment{Service: v.Model, Image: v.Model + ":" + v.ID}, cmd.OutOrStdout())
+			return provider.DeployBundle(cmd.Context(), args[0], name, progress(cmd.ErrOrStderr()), cmd.OutOrStdout())
 		},
 	}
 	c.flags(cmd)

@@ -57,14 +57,29 @@ func (c *Client) deployFunction(ctx context.Context, base, name string, f stack.
 			if err != nil {
 				return err
 			}
-			what := "pushed"
-			if !v.Created {
-				what = "unchanged"
-			}
-			fmt.Fprintf(out, "%s: %s %s\n", name, what, v.ID)
+			v.report(name, out)
 		}
 	}
 	return c.Deploy(ctx, spec, out)
+}
+
+// report says which version a function's push gave.
+func (v Pushed) report(function string, out io.Writer) {
+	what := "pushed"
+	if !v.Created {
+		what = "unchanged"
+	}
+	fmt.Fprintf(out, "%s: %s %s\n", function, what, v.ID)
+}
+
+// DeployBundle pushes a bundle's folder or zip and deploys it as a function of its name; "" is the bundle's own.
+func (c *Client) DeployBundle(ctx context.Context, bundle, name string, progress func(sent, total int64), out io.Writer) error {
+	v, err := c.Push(ctx, bundle, name, progress)
+	if err != nil {
+		return err
+	}
+	v.report(v.Model, out)
+	return c.Deploy(ctx, types.FunctionDeployment{Service: v.Model, Image: v.Model + ":" + v.ID}, out)
 }
 
 // Deploy updates the function, or creates it when there is none.

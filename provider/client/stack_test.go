@@ -35,6 +35,21 @@ func deploys(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func TestABundleIsDeployedAsTheVersionThatItsPushGave(t *testing.T) {
+	s := newStandIn(t, older(deploys))
+	var out strings.Builder
+	if err := s.DeployBundle(t.Context(), folder(t, map[string]string{"main.py": predict}), "beta", nil, &out); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); got != "beta: pushed 1_a\nbeta: deployed at "+s.Gateway()+"/function/beta\n" {
+		t.Errorf("said %s", got)
+	}
+	var deployed types.FunctionDeployment
+	if err := json.Unmarshal(s.calls[len(s.calls)-1].body, &deployed); err != nil || deployed.Service != "beta" || deployed.Image != "beta:1_a" {
+		t.Errorf("deployed %+v, %v", deployed, err)
+	}
+}
+
 func TestStackIsPushedAndDeployed(t *testing.T) {
 	s := newStandIn(t, older(deploys))
 	file := stackFile(t, `

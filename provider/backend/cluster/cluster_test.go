@@ -336,6 +336,29 @@ func TestACallGoesToAnotherContainerWhenOneIsGone(t *testing.T) {
 	}
 }
 
+// Until the engine says that it is gone, a container that cannot be reached is no different from none.
+func TestCallsWaitForAnotherContainerWhereTheOnlyOneIsGone(t *testing.T) {
+	m := newEngine(t)
+	p := open(t, m)
+	must(t, p.Create(t.Context(), spec("iris:1_1")))
+	m.crash(iris)
+	var calls sync.WaitGroup
+	for range 20 {
+		calls.Go(func() {
+			if status, said := p.call(t); status != http.StatusOK {
+				t.Errorf("%d %s", status, said)
+			}
+		})
+	}
+	time.Sleep(200 * time.Millisecond)
+	m.replace(iris)
+	calls.Wait()
+	m.crash(iris)
+	if status, said := p.call(t); status != http.StatusServiceUnavailable || !strings.Contains(said, "none of 1 containers could be reached") {
+		t.Errorf("without another one: %d %s", status, said)
+	}
+}
+
 func TestWhatADeadProviderLeftBehindIsRemoved(t *testing.T) {
 	m := newEngine(t)
 	past := time.Now().Add(-time.Minute).Unix()

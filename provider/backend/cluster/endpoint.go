@@ -192,15 +192,16 @@ func (w *workload) pick(tried []*endpoint) *endpoint {
 	return nil
 }
 
-// Calls wait for a container where none is ready, for a little while and not too many: another provider
-// has moved them here before this one has asked, or the only container is being replaced.
+// Calls wait for a container where none is ready, or none that is can be reached, for a little while and not
+// too many: another provider has moved them here before this one has asked, or the only container is being
+// replaced, which the engine tells a moment after it is gone.
 const (
 	waitsAtOnce = 512 // for one version
 	waitsFor    = 3 * time.Second
 )
 
-// await blocks until a container is ready, and reports whether one is.
-func (w *workload) await(ctx context.Context) bool {
+// await blocks until a container is ready that was not tried, and reports whether one is.
+func (w *workload) await(ctx context.Context, tried []*endpoint) bool {
 	defer w.waiting.Add(-1)
 	if w.waiting.Add(1) > waitsAtOnce {
 		return false
@@ -208,8 +209,8 @@ func (w *workload) await(ctx context.Context) bool {
 	timeout := time.NewTimer(waitsFor)
 	defer timeout.Stop()
 	for {
-		ready, _, _, _, _, changed := w.standing()
-		if ready > 0 {
+		_, _, _, _, _, changed := w.standing() // before it is looked at
+		if w.pick(tried) != nil {
 			return true
 		}
 		select {

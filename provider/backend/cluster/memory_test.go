@@ -249,6 +249,18 @@ func (m *memory) crash(ref backend.Ref) {
 	}
 }
 
+// replace has a new container in the place of one that crash has ended.
+func (m *memory) replace(ref backend.Ref) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.workloads[ref] {
+		c := r.start()
+		c.name += "-again"
+		r.containers[0] = c
+	}
+	m.tell(ref)
+}
+
 func (m *memory) left() (records, workloads int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -108,7 +108,7 @@ func (v *version) forward(w http.ResponseWriter, r *http.Request, target, host s
 	var tried []*endpoint
 	for {
 		e := v.workload.pick(tried)
-		if e == nil && len(tried) == 0 && v.workload.await(r.Context()) {
+		if e == nil && v.workload.await(r.Context(), tried) {
 			continue
 		}
 		if e == nil && len(tried) == 0 {

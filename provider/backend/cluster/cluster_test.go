@@ -359,6 +359,24 @@ func TestCallsWaitForAnotherContainerWhereTheOnlyOneIsGone(t *testing.T) {
 	}
 }
 
+// A version that is kept warm may have calls that wait for it, though by now others answer.
+func TestACallThatWaitsGoesWhereCallsAreMoved(t *testing.T) {
+	m := newEngine(t)
+	p := open(t, m)
+	must(t, p.Create(t.Context(), spec("iris:1_1")))
+	m.crash(iris)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if status, said := p.call(t); status != http.StatusOK || said != "1_2" {
+			t.Errorf("%d %s", status, said)
+		}
+	}()
+	time.Sleep(100 * time.Millisecond)
+	must(t, p.Update(t.Context(), spec("iris:1_2")))
+	<-ended
+}
+
 func TestWhatADeadProviderLeftBehindIsRemoved(t *testing.T) {
 	m := newEngine(t)
 	past := time.Now().Add(-time.Minute).Unix()

@@ -26,6 +26,8 @@ type workload struct {
 	endpoints map[string]*endpoint // by address
 	changed   chan struct{}        // closed and replaced at each change
 
+	closed bool // there will be no container any more
+
 	ready   atomic.Pointer[[]*endpoint]
 	waiting atomic.Int64 // calls
 }
@@ -89,6 +91,7 @@ func (w *workload) close() {
 		e.close()
 	}
 	clear(w.endpoints)
+	w.closed = true
 	w.publish()
 }
 
@@ -200,7 +203,8 @@ const (
 	waitsFor    = 3 * time.Second
 )
 
-// await blocks until a container is ready that was not tried, and reports whether one is.
+// await blocks until a container is ready that was not tried, and reports whether one is. Of a workload that is gone
+// none will be.
 func (w *workload) await(ctx context.Context, tried []*endpoint) bool {
 	defer w.waiting.Add(-1)
 	if w.waiting.Add(1) > waitsAtOnce {
@@ -209,9 +213,14 @@ func (w *workload) await(ctx context.Context, tried []*endpoint) bool {
 	timeout := time.NewTimer(waitsFor)
 	defer timeout.Stop()
 	for {
-		_, _, _, _, _, changed := w.standing() // before it is looked at
+		w.mu.Lock()
+		changed, closed := w.changed, w.closed
+		w.mu.Unlock()
 		if w.pick(tried) != nil {
 			return true
+		}
+		if closed {
+			return false
 		}
 		select {
 		case <-changed:

@@ -144,17 +144,6 @@ func (b *Backend) observe(seen Function) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.present = r != nil || len(seen.Workloads) > 0
-	for id, w := range f.workloads {
-		switch {
-		case slices.ContainsFunc(seen.Workloads, func(s Status) bool { return s.ID == id }):
-		case slices.Contains(f.record.Load().workloads(), id):
-			w.observe(b.alive, Status{ID: id}, b.MaxIdleConns, &b.background) // calls may wait for it
-		default:
-			w.close()
-			delete(f.workloads, id)
-			f.left(id)
-		}
-	}
 	for _, s := range seen.Workloads {
 		w := f.workloads[s.ID]
 		if w == nil {
@@ -171,7 +160,24 @@ func (b *Backend) observe(seen Function) {
 		b.background.Go(func() { b.confirmGone(f.ref) })
 	}
 	f.reroute()
+	f.forget(seen.Workloads)
 	f.retire()
+}
+
+// forget lets go of workloads that the engine no longer has. Calls that wait for one that the record does not name either
+// go where calls go by now. The caller holds f.mu.
+func (f *function) forget(there []Status) {
+	for id, w := range f.workloads {
+		switch {
+		case slices.ContainsFunc(there, func(s Status) bool { return s.ID == id }):
+		case slices.Contains(f.record.Load().workloads(), id):
+			w.observe(f.b.alive, Status{ID: id}, f.b.MaxIdleConns, &f.b.background) // calls may wait for it
+		default:
+			w.close()
+			delete(f.workloads, id)
+			f.left(id)
+		}
+	}
 }
 
 // adopt makes a newer record the function's. The caller holds f.mu.

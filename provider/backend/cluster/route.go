@@ -41,13 +41,25 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return 0, err
 	}
-	rt := f.route.Load()
-	if rt == nil {
+	if f.route.Load() == nil {
 		if r := f.record.Load(); r != nil && r.Replicas == 0 {
 			return 0, fmt.Errorf("function %s is %w: scale it up to call it", ref, backend.ErrScaledOff)
 		}
 	}
 	f.invoked.Add(1) // not a call of a function at zero replicas: it may come again once it is scaled up
+	for tries := 1; ; tries++ {
+		rt := f.route.Load()
+		status, err := b.follow(f, rt, w, r, target, host, header)
+		// Where calls have been moved while it waited, it goes with them: nothing of it has run.
+		if !errors.Is(err, backend.ErrNotReady) || f.route.Load() == rt || tries == maxTries || r.Context().Err() != nil {
+			return status, err
+		}
+	}
+}
+
+// follow carries a call the way that a route says.
+func (b *Backend) follow(f *function, rt *route, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
+	ref := f.ref
 	if rt == nil {
 		return 0, fmt.Errorf("function %s is %w: it is being started", ref, backend.ErrNotReady)
 	}
@@ -110,6 +122,9 @@ func (v *version) forward(w http.ResponseWriter, r *http.Request, target, host s
 		e := v.workload.pick(tried)
 		if e == nil && v.workload.await(r.Context(), tried) {
 			continue
+		}
+		if e == nil && kept != nil { // it may be offered elsewhere
+			body = io.NopCloser(bytes.NewReader(bytes.Clone(kept.Bytes())))
 		}
 		if e == nil && len(tried) == 0 {
 			return 0, fmt.Errorf("version %s is %w: no container of it is ready", v.name, backend.ErrNotReady)

@@ -336,6 +336,28 @@ func TestACallGoesToAnotherContainerWhenOneIsGone(t *testing.T) {
 	}
 }
 
+// As when a function is scaled down, before this provider has heard of it.
+func TestACallFindsTheOneContainerOfManyThatIsThere(t *testing.T) {
+	m := newEngine(t)
+	p := open(t, m)
+	must(t, p.Create(t.Context(), spec("iris:1_1")))
+	must(t, p.Scale(t.Context(), iris, 12))
+	eventually(t, "all are ready", func() bool {
+		got, err := p.Get(t.Context(), iris, false)
+		return err == nil && got.AvailableReplicas == 12
+	})
+	m.crashed(iris, 11)
+	var calls sync.WaitGroup
+	for range 20 {
+		calls.Go(func() {
+			if status, said := p.call(t); status != http.StatusOK {
+				t.Errorf("%d %s", status, said)
+			}
+		})
+	}
+	calls.Wait()
+}
+
 // Until the engine says that it is gone, a container that cannot be reached is no different from none.
 func TestCallsWaitForAnotherContainerWhereTheOnlyOneIsGone(t *testing.T) {
 	m := newEngine(t)

@@ -235,16 +235,20 @@ func (m *memory) Remove(_ context.Context, ref backend.Ref, id string) error {
 }
 
 // crash ends one container of a function without a word.
-func (m *memory) crash(ref backend.Ref) {
+func (m *memory) crash(ref backend.Ref) { m.crashed(ref, 1) }
+
+// crashed is crash for several.
+func (m *memory) crashed(ref backend.Ref, n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range m.workloads[ref] {
-		c := r.containers[0]
-		c.server.CloseClientConnections()
-		now, cancel := context.WithCancel(context.Background())
-		cancel()
-		c.links.Shutdown(now)
-		c.server.Close()
+		for _, c := range r.containers[:n] {
+			c.server.CloseClientConnections()
+			now, cancel := context.WithCancel(context.Background())
+			cancel()
+			c.links.Shutdown(now)
+			c.server.Close()
+		}
 		return
 	}
 }

@@ -51,11 +51,14 @@ func (b *Backend) Forward(ref backend.Ref, w http.ResponseWriter, r *http.Reques
 		rt := f.route.Load()
 		status, err := b.follow(f, rt, w, r, target, host, header)
 		// Where calls have been moved while it waited, it goes with them: nothing of it has run.
-		if !errors.Is(err, backend.ErrNotReady) || f.route.Load() == rt || tries == maxTries || r.Context().Err() != nil {
+		if !errors.Is(err, backend.ErrNotReady) || f.route.Load() == rt || tries == maxMoves || r.Context().Err() != nil {
 			return status, err
 		}
 	}
 }
+
+// maxMoves is how many routes a call follows.
+const maxMoves = 4
 
 // follow carries a call the way that a route says.
 func (b *Backend) follow(f *function, rt *route, w http.ResponseWriter, r *http.Request, target, host string, header http.Header) (int, error) {
@@ -94,7 +97,8 @@ func (b *Backend) follow(f *function, rt *route, w http.ResponseWriter, r *http.
 	return status, err
 }
 
-// maxTries bounds how many containers one call is offered to.
+// A call is offered to so many containers in any case, and to more for as long as it may wait for one: of a function
+// that is scaled down most may be gone before this provider hears of it.
 const maxTries = 4
 
 // maxKept is the largest body that is read before the call is sent, so that it can be offered again. It
@@ -118,6 +122,7 @@ func (v *version) forward(w http.ResponseWriter, r *http.Request, target, host s
 		defer func() { r.Body = body }()
 	}
 	var tried []*endpoint
+	began := time.Now()
 	for {
 		e := v.workload.pick(tried)
 		if e == nil && v.workload.await(r.Context(), tried) {
@@ -138,11 +143,11 @@ func (v *version) forward(w http.ResponseWriter, r *http.Request, target, host s
 		e.calls.Add(1)
 		status, err := e.pool.Forward(w, r, target, host, header)
 		e.calls.Add(-1)
-		if !errors.Is(err, upstream.ErrUnreached) || r.Context().Err() != nil || len(tried)+1 == maxTries {
+		tried = append(tried, e)
+		if !errors.Is(err, upstream.ErrUnreached) || r.Context().Err() != nil || len(tried) >= maxTries && time.Since(began) > waitsFor {
 			return status, err
 		}
 		e.shunned.Store(time.Now().Add(shunFor).UnixNano())
-		tried = append(tried, e)
 	}
 }
 

@@ -70,7 +70,6 @@ func (s *suite) crashOfAWorker(t *testing.T) {
 // crashOfAContainer loses the calls that were in the container, or on their way into it, and where there is no other one
 // those of the time until it is back.
 func (s *suite) crashOfAContainer(t *testing.T) {
-	s.scaleTo(t, 0) // a container that is leaving counts until it does
 	s.scaleTo(t, 2)
 	isAll := false
 	lost := s.under(t, "container killed", false, func() {
